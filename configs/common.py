@@ -1,0 +1,61 @@
+"""What all experiments share; each config changes a few of these fields."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults. Every field can be set on the command line: ``--config.train.steps=100``."""
+    config = ConfigDict()
+    config.seed = 0
+    config.platform = "auto"  # auto | cpu | gpu | tpu
+    config.cpu_devices = 1  # simulated devices on the CPU platform
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
+
+    # Demonstrations made by the simulator's experts; a config over recorded data leaves tasks empty.
+    config.demos = ConfigDict()
+    config.demos.tasks = ()
+    config.demos.episodes = ()  # training episodes of each task
+    config.demos.validation_episodes = 64  # of each task
+    config.demos.action_noise = 0.15  # standard deviation, in units of the largest action
+
+    config.data = ConfigDict()
+    config.data.datasets = ()  # RLDS folders (the ones with features.json); filled by the demonstrations
+    config.data.weights = ()  # how often each dataset is drawn; empty: all windows alike
+    config.data.split = "train"
+    config.data.validation_split = "val"
+    config.data.cameras = ("front", "wrist")
+    config.data.image_size = (64, 64)
+    config.data.action_key = "action"
+    config.data.proprio_key = "proprio"
+    config.data.frame_steps = (0, 8)  # control steps of the frames; the first is now
+    config.data.action_horizon = 12
+    config.data.cumulative = (True, True, True, False)  # action dimensions that are deltas, learned as displacements
+    config.data.normalization = "mean_std"  # mean_std | quantile | none
+    config.data.unnormalized = (3,)  # action dimensions left as they are (the gripper)
+    config.data.precompute_latents = True  # encode every frame once, before training
+    config.data.threads = 2
+
+    config.tokenizer = ConfigDict()
+    config.tokenizer.sizes = ConfigDict(
+        {"patch_size": 8, "channels": 8, "width": 128, "ffn_ratio": 3, "encoder_layers": 2, "decoder_layers": 2}
+    )
+    config.tokenizer.batch_size = 32  # windows; each gives one frame of every camera
+    config.tokenizer.optimizer = ConfigDict({"steps": 600, "learning_rate": 2e-3, "warmup": 50, "ema": 0.99})
+
+    config.model = ConfigDict({"name": "joint_mot", "sizes": ConfigDict({"unroll": 3})})
+
+    config.train = ConfigDict()
+    config.train.batch_size = 64
+    config.train.optimizer = ConfigDict({"steps": 2000, "learning_rate": 3e-3, "warmup": 100, "ema": 0.99})
+    config.train.save_every = 500
+    config.train.log_every = 20
+    config.train.log_batches = False
+    config.train.validation_windows = 256
+
+    config.evaluation = ConfigDict()
+    config.evaluation.episodes = 256
+    config.evaluation.batch_size = 128  # episodes simulated at once
+    config.evaluation.execute = 4  # actions of each chunk that are executed before planning anew
+    config.evaluation.films = 6  # rollouts shown in the report, for each task
+    config.evaluation.seed = 1000
+    return config

@@ -1,0 +1,67 @@
+"""What a dataset must answer for the loader to read it: `EpisodeStore`. Every format is one store behind it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int, Shaped, UInt8
+
+
+class DecodeError(ValueError):
+    """An image cannot be read; the message names file, episode, camera and step."""
+
+
+class CameraError(ValueError):
+    """A camera that the dataset does not have was asked for."""
+
+
+class EpisodeStore(Protocol):
+    """Random access to the episodes of one dataset split.
+
+    Low-dimensional columns are flat over all steps of all episodes: step ``t`` of episode ``e`` is row
+    ``episode_starts[e] + t``. One instruction an episode: the first step's. Stores are thread-safe and picklable.
+    """
+
+    @property
+    def name(self) -> str:
+        """The dataset's name, as errors and tables show it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the data does; caches made from the data carry it."""
+
+    @property
+    def num_episodes(self) -> int:
+        """``E``."""
+
+    @property
+    def episode_starts(self) -> Int[np.ndarray, "E+1"]:
+        """Row of each episode's first step, and the total number of steps at the end."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names that `read_frames` knows."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names that `lowdim` knows."""
+
+    def num_steps(self, episode: int) -> int:
+        """Steps of one episode."""
+
+    def lowdim(self, key: str) -> Shaped[np.ndarray, "S ..."]:
+        """One column, all steps of all episodes; KeyError names the columns there are."""
+
+    def instruction(self, episode: int) -> str:
+        """What the robot was told; empty where the dataset has no language."""
+
+    def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> UInt8[np.ndarray, "T H W 3"]:
+        """RGB frames at ``steps`` of an episode; `CameraError` or `DecodeError` where that cannot be."""
+
+
+def check_cameras(store: EpisodeStore, cameras: Sequence[str]) -> None:
+    """Raises `CameraError` for the first camera that ``store`` does not have."""
+    for camera in cameras:
+        if camera not in store.cameras:
+            has = ", ".join(store.cameras) or "no camera"
+            raise CameraError(f"camera '{camera}' is not in {store.name} (has: {has}); set data.cameras")

@@ -1,0 +1,116 @@
+"""The training input: shuffled windows of one or more datasets, read by threads, as an endless stream of batches."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from data_pipelines.batches import BatchAssembler, LatentSource, Sample, TextTable
+from data_pipelines.episodes import EpisodeStore
+from data_pipelines.mixture import window_order
+from data_pipelines.transforms import ActionCodec, Affine
+from data_pipelines.windows import WindowSpec
+from wam_jax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loader:
+    """An endless stream of batches. Each ``iter`` starts anew, and gives the same batches.
+
+    The iterator is grain's: ``next``, ``get_state() -> dict`` and ``set_state``; a restored one goes on with bitwise
+    the batches that would have come.
+    """
+
+    assembler: BatchAssembler
+    order: grain.MapDataset[int]
+    batch_size: int
+    num_threads: int
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of all datasets together."""
+        return len(self.assembler.table)
+
+    @property
+    def num_dropped(self) -> int:
+        """Distinct windows met so far in this process that have an unreadable frame, and so are left out."""
+        return len(self.assembler.dropped)
+
+    def __iter__(self) -> grain.DatasetIterator[Batch]:
+        buffered = 2 * self.batch_size if self.num_threads else 0
+        options = grain.ReadOptions(num_threads=self.num_threads, prefetch_buffer_size=buffered)
+        samples = self.order.map(self.assembler.sample).to_iter_dataset(options)
+        return iter(samples.batch(self.batch_size, drop_remainder=True, batch_fn=self.assembler))
+
+
+def make_loader(
+    stores: Sequence[EpisodeStore],
+    spec: WindowSpec,
+    codec: ActionCodec,
+    proprio_affine: Affine,
+    text_table: TextTable,
+    batch_size: int,
+    seed: int,
+    *,
+    weights: Sequence[float] | None = None,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    num_threads: int = 2,
+    latents: Sequence[LatentSource] | None = None,
+    embodiments: Sequence[int] | None = None,
+) -> Loader:
+    """Builds the training input of this host.
+
+    Args:
+      stores: the datasets.
+      spec: what a window holds.
+      codec: encodes action chunks.
+      proprio_affine: normalises proprioception.
+      text_table: features of every instruction.
+      batch_size: windows a batch, on this host.
+      seed: of the order; the order is a pure function of (seed, step).
+      weights: how often each dataset is drawn; None draws all windows equally often.
+      shard_index: which host this is.
+      shard_count: how many hosts read disjoint parts.
+      num_threads: threads that read and decode; 0 reads when asked.
+      latents: pre-encoded frames, one cache a store; batches then hold ``latents`` instead of ``images``.
+      embodiments: the embodiment number of each store; None counts them.
+
+    Raises:
+      CameraError: a store lacks a camera.
+      KeyError: a store lacks a column, or an instruction has no text features.
+      ValueError: sizes, weights or shards do not fit together.
+    """
+    assembler = BatchAssembler(stores, spec, codec, proprio_affine, text_table, latents, embodiments)
+    groups = [np.flatnonzero(assembler.table.store == number) for number in range(len(stores))]
+    order = window_order(groups, weights, seed, shard_index, shard_count)
+    return Loader(assembler, order, batch_size, num_threads)
+
+
+def fixed_windows(
+    stores: Sequence[EpisodeStore],
+    spec: WindowSpec,
+    codec: ActionCodec,
+    proprio_affine: Affine,
+    text_table: TextTable,
+    num: int,
+    seed: int,
+    *,
+    latents: Sequence[LatentSource] | None = None,
+    embodiments: Sequence[int] | None = None,
+) -> Batch:
+    """One batch of ``num`` distinct windows, the same at every call: what validation looks at.
+
+    Arguments and errors as in `make_loader`; ValueError where fewer than ``num`` windows can be read.
+    """
+    assembler = BatchAssembler(stores, spec, codec, proprio_affine, text_table, latents, embodiments)
+    samples: list[Sample] = []
+    for window in np.random.default_rng(seed).permutation(len(assembler.table)):
+        if len(samples) == num:
+            break
+        if (sample := assembler.sample(int(window))) is not None:
+            samples.append(sample)
+    if len(samples) < num:
+        raise ValueError(f"{num} validation windows were asked for; {len(samples)} can be read")
+    return assembler(samples)

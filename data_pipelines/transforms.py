@@ -1,0 +1,92 @@
+"""How raw actions and proprioception become what the model sees, and back. Works on numpy and jax arrays alike."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+AnyArray = Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Affine:
+    """``normalise(x) = (x - offset) / scale`` for each of ``A`` dimensions; in raw units."""
+
+    offset: Float[np.ndarray, "A"]
+    scale: Float[np.ndarray, "A"]
+
+    def __post_init__(self) -> None:
+        if self.offset.shape != self.scale.shape or not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
+            raise ValueError(f"an Affine needs as many positive scales as offsets; got {self.offset}, {self.scale}")
+
+    @classmethod
+    def identity(cls, size: int) -> "Affine":
+        """Leaves ``size`` dimensions as they are."""
+        return cls(np.zeros(size, np.float32), np.ones(size, np.float32))
+
+    def normalise(self, raw: Float[AnyArray, "*B A"]) -> Float[AnyArray, "*B A"]:
+        """Raw units to model units."""
+        return (raw - self.offset) / self.scale
+
+    def unnormalise(self, normalised: Float[AnyArray, "*B A"]) -> Float[AnyArray, "*B A"]:
+        """Model units to raw units."""
+        return normalised * self.scale + self.offset
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, for JSON; exact."""
+        return {"offset": self.offset.tolist(), "scale": self.scale.tolist()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Affine":
+        """The inverse of `to_dict`."""
+        return cls(np.array(data["offset"], np.float32), np.array(data["scale"], np.float32))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ActionCodec:
+    """Action chunks in model space.
+
+    On ``cumulative`` dimensions, which hold deltas, a chunk is encoded as the displacement since its start: a sum of
+    small steps is what the scene shows, and its scale does not vanish beside the noise. Then all are normalised.
+    """
+
+    cumulative: Bool[np.ndarray, "A"]
+    affine: Affine
+
+    def __post_init__(self) -> None:
+        if self.cumulative.shape != self.affine.offset.shape:
+            raise ValueError(
+                f"{len(self.cumulative)} cumulative flags for an action of {len(self.affine.offset)} dimensions"
+            )
+
+    @property
+    def action_size(self) -> int:
+        """``A``."""
+        return len(self.cumulative)
+
+    def encode(self, chunk: Float[AnyArray, "*B K A"]) -> Float[AnyArray, "*B K A"]:
+        """Raw actions to model space."""
+        return self.affine.normalise(accumulate(chunk, self.cumulative))
+
+    def decode(self, encoded: Float[AnyArray, "*B K A"]) -> Float[AnyArray, "*B K A"]:
+        """Model space to raw actions; the inverse of `encode`."""
+        chunk = self.affine.unnormalise(encoded)
+        xp = chunk.__array_namespace__()
+        previous = xp.concatenate([xp.zeros_like(chunk[..., :1, :]), chunk[..., :-1, :]], -2)
+        return xp.where(self.cumulative, chunk - previous, chunk)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, for JSON; exact."""
+        return {"cumulative": self.cumulative.tolist(), "affine": self.affine.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ActionCodec":
+        """The inverse of `to_dict`."""
+        return cls(np.array(data["cumulative"], bool), Affine.from_dict(data["affine"]))
+
+
+def accumulate(chunk: Float[AnyArray, "*B K A"], cumulative: Bool[np.ndarray, "A"]) -> Float[AnyArray, "*B K A"]:
+    """Running sums along the chunk, on the cumulative dimensions only."""
+    xp = chunk.__array_namespace__()
+    return xp.where(cumulative, xp.cumsum(chunk, -2), chunk)

@@ -1,0 +1,59 @@
+"""`wam VERB`: one verb a module of this package, nothing else."""
+
+import argparse
+import importlib
+import sys
+
+VERBS = {
+    "quickstart": "from nothing to a robot that acts: demonstrations, training, evaluation, report",
+    "demos": "write the simulator's expert demonstrations as RLDS",
+    "index": "scan RLDS folders so that any frame can be read",
+    "train": "train tokenizer and world action model on RLDS data",
+    "evaluate": "closed-loop success of a checkpoint in batched MJX",
+    "doctor": "what this machine has and what is missing",
+}
+_TAKES_CONFIG = ("quickstart", "demos", "train", "evaluate")
+_MISTAKES = (ValueError, FileNotFoundError, FileExistsError, KeyError, RuntimeError)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb. A mistake of the user's is one line and exit code 2; ``--debug`` shows where it came from."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="wam",
+        description="World Action Models in JAX.",
+        epilog="Fields of a config are set with --config.FIELD=VALUE, e.g. --config.train.optimizer.steps=100.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    wanted = next((word for word in argv if word in VERBS), None)
+    for verb, text in VERBS.items():
+        child = verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".")
+        if verb == wanted:  # the others' modules stay unloaded: `wam --help` answers at once
+            _module(verb).add_arguments(child)
+    args, overrides = parser.parse_known_args(argv)
+    try:
+        if args.verb in _TAKES_CONFIG:
+            _module(args.verb).run(args, overrides)
+        elif overrides:
+            parser.error(f"unknown arguments: {' '.join(overrides)}")
+        else:
+            _module(args.verb).run(args)
+    except _MISTAKES as error:
+        if args.debug:
+            raise
+        print(f"wam {args.verb}: {_text(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _module(verb: str):
+    return importlib.import_module(f"launch.{verb}")
+
+
+def _text(error: BaseException) -> str:
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Configs: a Python file with ``get_config()``, and overrides from the command line."""
+
+import ast
+import difflib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+PREFIX = "--config."
+
+
+class ConfigError(ValueError):
+    """A config file or an override is wrong; the message says what to write instead."""
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Runs ``get_config()`` of a file and applies overrides.
+
+    Args:
+      path: of the Python file.
+      overrides: ``--config.train.steps=100`` or ``--config.train.steps 100`` as two entries.
+
+    Raises:
+      ConfigError: for a missing file, an unknown field (with the nearest name), or a value of another type.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"config {path!r} does not exist (has: {', '.join(_known_configs())})")
+    module_spec = importlib.util.spec_from_file_location("wam_config", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    config = module.get_config()
+    for name, text in _pairs(overrides):
+        _override(config, name, text)
+    return config
+
+
+def to_plain(config: Any) -> Any:
+    """A config as JSON-able dicts, lists and numbers."""
+    if isinstance(config, ConfigDict):
+        return {key: to_plain(value) for key, value in config.items()}
+    if isinstance(config, tuple | list):
+        return [to_plain(value) for value in config]
+    return config
+
+
+def _known_configs() -> list[str]:
+    folder = Path(__file__).parent.parent / "configs"
+    return sorted(f"configs/{path.name}" for path in folder.glob("*.py") if path.stem not in ("__init__", "common"))
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    pairs, rest = [], list(overrides)
+    while rest:
+        item = rest.pop(0)
+        if not item.startswith(PREFIX):
+            raise ConfigError(f"argument {item!r} is unknown; config fields are set with {PREFIX}FIELD=VALUE")
+        name, equals, value = item.removeprefix(PREFIX).partition("=")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"{item} has no value; write {item}=VALUE")
+            value = rest.pop(0)
+        pairs.append((name, value))
+    return pairs
+
+
+def _override(config: ConfigDict, name: str, text: str) -> None:
+    *parents, leaf = name.split(".")
+    node = config
+    for part in parents:
+        node = _child(node, part, name, config)
+    open_ended = parents[-1:] == ["sizes"]  # keyword arguments of a spec: checked by the spec
+    old = None if open_ended and leaf not in node else _child(node, leaf, name, config)
+    new = _parse(text)
+    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+        new = float(new)
+    if isinstance(old, tuple) and isinstance(new, list):
+        new = tuple(new)
+    if isinstance(old, str):
+        new = text
+    if old is not None and type(new) is not type(old):
+        raise ConfigError(f"config field {name} is {type(old).__name__} ({old!r}), {text!r} is {type(new).__name__}")
+    with node.unlocked():
+        node[leaf] = new
+
+
+def _child(node: Any, part: str, name: str, config: ConfigDict) -> Any:
+    if isinstance(node, ConfigDict) and part in node:
+        return node[part]
+    near = difflib.get_close_matches(name, list(_fields(config)), n=1, cutoff=0.3)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"config has no field {name!r}{hint}")
+
+
+def _fields(config: ConfigDict, prefix: str = ""):
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _parse(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text.lower(), text)

@@ -1,0 +1,141 @@
+"""From a config to datasets, normalisation and text features: what training and validation read."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.batches import TextTable
+from data_pipelines.episodes import EpisodeStore
+from data_pipelines.latents import LatentCache
+from data_pipelines.loader import fixed_windows, make_loader
+from data_pipelines.rlds import RldsStore
+from data_pipelines.statistics import Statistics, compute_statistics
+from data_pipelines.subset import open_split
+from data_pipelines.transforms import ActionCodec, Affine
+from data_pipelines.windows import WindowSpec
+from launch.config import ConfigError
+from wam_jax import console
+from wam_jax.encoders import minilm
+from wam_jax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Everything that is read in training."""
+
+    train: tuple[EpisodeStore, ...]
+    validation: tuple[EpisodeStore, ...]
+    windows: WindowSpec
+    statistics: Statistics
+    codec: ActionCodec
+    proprio: Affine
+    text: TextTable
+    config: ConfigDict
+
+    def batches(
+        self, batch_size: int, seed: int, latents: list[LatentCache] | None, windows: WindowSpec | None = None
+    ) -> grain.DatasetIterator[Batch]:
+        """Endless shuffled training batches."""
+        loader = make_loader(
+            self.train,
+            windows or self.windows,
+            self.codec,
+            self.proprio,
+            self.text,
+            batch_size,
+            seed,
+            weights=self.config.weights or None,
+            num_threads=self.config.threads,
+            latents=latents,
+            embodiments=[0] * len(self.train),
+        )
+        return iter(loader)
+
+    def validation_windows(self, count: int, seed: int, store: int) -> Batch:
+        """One fixed batch of one held-out dataset's windows, as pixels."""
+        stores = (self.validation[store],)
+        return fixed_windows(stores, self.windows, self.codec, self.proprio, self.text, count, seed, embodiments=[0])
+
+
+def open_data(config: ConfigDict) -> Data:
+    """Opens (and indexes, where need be) the datasets of ``config.data``.
+
+    Raises:
+      ConfigError: if there are none, or a field does not fit the data.
+    """
+    if not config.datasets:
+        raise ConfigError("config.data.datasets is empty; name RLDS folders, or make some with: wam demos")
+    train = tuple(open_split(path, config.split) for path in config.datasets)
+    validation = tuple(open_split(path, config.validation_split) for path in config.datasets)
+    windows = WindowSpec(
+        cameras=tuple(config.cameras),
+        frame_offsets=tuple(config.frame_steps),
+        action_horizon=config.action_horizon,
+        image_size=tuple(config.image_size),
+        action_key=config.action_key,
+        proprio_key=config.proprio_key,
+    )
+    statistics = compute_statistics(train, windows, np.array(config.cumulative, bool))
+    instructions = sorted({s.instruction(e) for s in (*train, *validation) for e in range(s.num_episodes)})
+    data = Data(
+        train,
+        validation,
+        windows,
+        statistics,
+        statistics.action_codec(config.normalization, tuple(config.unnormalized)),
+        statistics.proprio_affine(config.normalization),
+        encode_text(instructions),
+        config,
+    )
+    _describe(data)
+    return data
+
+
+def encode_text(instructions: list[str]) -> TextTable:
+    """MiniLM token features of each instruction."""
+    features, mask = minilm.encode(instructions)
+    return TextTable(features, mask, tuple(instructions))
+
+
+def _describe(data: Data) -> None:
+    for store, held_out in zip(data.train, data.validation, strict=True):
+        steps = int(store.episode_starts[-1])
+        console.log(
+            f"{store.name}: {store.num_episodes} episodes, {steps} steps, {held_out.num_episodes} held out; "
+            f"cameras {', '.join(store.cameras)}"
+        )
+    action = data.statistics.action
+    ranges = ", ".join(f"{low:.2g}..{high:.2g}" for low, high in zip(action.q01, action.q99, strict=True))
+    console.log(f"actions: {len(action.mean)} dimensions, 1% to 99%: {ranges} ({data.config.normalization})")
+    console.log(f"text: {len(data.text.instructions)} instructions, {data.text.features.shape[1]} tokens at most")
+
+
+def interface_sizes(data: Data, latent_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The fields of ``Interface`` that this data decides."""
+    return {
+        "latent_shape": list(latent_shape),
+        "cameras": len(data.windows.cameras),
+        "frame_steps": list(data.windows.frame_offsets),
+        "action_horizon": data.windows.action_horizon,
+        "action_size": len(data.statistics.action.mean),
+        "proprio_size": len(data.statistics.proprio.mean),
+        "text_width": data.text.features.shape[-1],
+    }
+
+
+def build_latents(data: Data, encode: Any, key: str, directory: Path) -> list[LatentCache]:
+    """Every training frame encoded once; opened if that was done before."""
+    return [
+        LatentCache.build(
+            store, data.windows.cameras, encode, directory / f"{number}_{store.name}", key, batch_size=512,
+            image_size=data.windows.image_size, num_threads=data.config.threads,
+        )
+        for number, store in enumerate(data.train)
+    ]  # fmt: skip
+
+
+__all__ = ["Data", "RldsStore", "build_latents", "encode_text", "interface_sizes", "open_data"]

@@ -1,0 +1,86 @@
+"""`wam demos`: the simulator's experts at work, as RLDS on disk."""
+
+import argparse
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.write_rlds import RldsWriter
+from launch import devices
+from launch.config import ConfigError, load_config
+from wam_jax import console
+from wam_jax.sim.demonstrations import generate_batches
+from wam_jax.sim.tabletop import Tabletop
+from wam_jax.sim.tasks import TASK_NAMES
+
+_BATCH = 128
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="configs/quickstart.py", help="tasks and numbers (default: %(default)s)")
+    parser.add_argument("--out", default="runs/demos", help="folder for the datasets (default: %(default)s)")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    config = load_config(args.config, overrides)
+    devices.start(config)
+    folders = make_demos(config, Path(args.out))
+    rows = [(folder.parent.name, folder) for folder in folders]
+    console.table("Demonstrations", ("dataset", "folder"), rows)
+    console.log(f"next: wam train --config.data.datasets='{tuple(str(folder) for folder in folders)}'")
+
+
+def make_demos(config: ConfigDict, out: Path) -> list[Path]:
+    """Writes one RLDS dataset a task, with splits train and val; those that exist are left as they are.
+
+    Returns:
+      the dataset folders (the ones with ``features.json``), in the order of ``config.demos.tasks``.
+
+    Raises:
+      ConfigError: if tasks and numbers of episodes do not pair up.
+    """
+    tasks, episodes = config.demos.tasks, config.demos.episodes
+    if not tasks:
+        raise ConfigError(f"config.demos.tasks is empty; name some of: {', '.join(TASK_NAMES)}")
+    if len(tasks) != len(episodes):
+        raise ConfigError(f"config.demos has {len(tasks)} tasks and {len(episodes)} numbers of episodes; give one each")
+    return [_make_task(config, task, count, out) for task, count in zip(tasks, episodes, strict=True)]
+
+
+def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
+    name = f"tabletop_{task}"
+    folder = out / name / "1.0.0"
+    if folder.exists():
+        console.log(f"{name}: found in {folder}")
+        return folder
+    env = Tabletop(task, image_size=config.data.image_size[0])
+    sizes = dict.fromkeys(env.cameras, tuple(config.data.image_size))
+    splits = {"train": episodes, "val": config.demos.validation_episodes}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    successes = []
+    with RldsWriter(folder, name, sizes, env.action_size, env.proprio_size) as writer:
+        for number, (split, count) in enumerate(splits.items()):
+            key = jax.random.fold_in(jax.random.key(config.seed), TASK_NAMES.index(task) * len(splits) + number)
+            batches = generate_batches(env, key, count, action_noise=config.demos.action_noise, batch_size=_BATCH)
+            for batch in console.progress(batches, f"{name} {split}", total=-(-count // _BATCH)):
+                successes.append(np.asarray(batch.success[:, -1]))
+                _write(writer, env, batch, split)
+    rate = np.concatenate(successes).mean()
+    console.log(f"{name}: {sum(splits.values())} episodes of {env.episode_steps} steps, expert success {rate:.3f}")
+    return folder
+
+
+def _write(writer: RldsWriter, env: Tabletop, batch, split: str) -> None:
+    batch = jax.tree.map(np.asarray, batch)
+    rewards = np.asarray(batch.reward)
+    for episode in range(len(batch.action)):
+        writer.add_episode(
+            {camera: batch.images[episode, :, view] for view, camera in enumerate(env.cameras)},
+            batch.action[episode],
+            batch.proprio[episode],
+            env.instructions[int(batch.instruction[episode])],
+            rewards[episode],
+            split=split,
+        )

@@ -1,0 +1,80 @@
+"""`wam evaluate`: closed-loop success of a checkpoint in batched MJX, beside its controls."""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from launch import devices
+from launch.config import ConfigError, load_config
+from launch.data import encode_text
+from wam_jax import console
+from wam_jax.evaluation.closed_loop_report import COLUMNS, add_closed_loop, result_rows
+from wam_jax.evaluation.report import Report, write_summary
+from wam_jax.evaluation.success import EvaluationConfig, TaskResult, evaluate_task
+from wam_jax.sim.tasks import TASK_NAMES, instruction_text
+from wam_jax.training.restore import Trained, load_trained
+from wam_jax.types import Text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="run folder of `wam train` or `wam quickstart`")
+    parser.add_argument("--tasks", nargs="+", choices=TASK_NAMES, help="default: what the model was trained on")
+    parser.add_argument("--config", default="configs/common.py", help="devices and numbers (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder for the report (default: CHECKPOINT/evaluation)")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    config = load_config(args.config, overrides)
+    mesh = devices.start(config)
+    trained = load_trained(args.checkpoint, mesh)
+    tasks = args.tasks or trained.meta["config"]["demos"]["tasks"]
+    if not tasks:
+        raise ConfigError(f"{args.checkpoint} was not trained on simulated tasks; name some with --tasks")
+    results, seconds = evaluate(config, trained, tasks, mesh)
+    out = args.out or args.checkpoint / "evaluation"
+    report = Report(f"Evaluation of {args.checkpoint.name}", subtitle=f"step {trained.step}")
+    report_evaluation(report, config, trained, results)
+    write_summary(out, {"tasks": {r.task: r.summary() for r in results}, "step": trained.step, "seconds": seconds})
+    console.table("Closed-loop evaluation", COLUMNS, result_rows(results))
+    console.log(f"wrote {report.write(out)}")
+
+
+def evaluate(
+    config: ConfigDict, trained: Trained, tasks: Sequence[str], mesh: Mesh
+) -> tuple[list[TaskResult], dict[str, float]]:
+    """Every task, one after the other; and the seconds each took, compiling included."""
+    settings = EvaluationConfig(**config.evaluation)
+    results, seconds = [], {}
+    for task in tasks:
+        began = time.monotonic()
+        image_size = trained.meta["identity"]["tokenizer"]["image_size"][0]
+        results.append(evaluate_task(task, trained, task_text(task), image_size, settings, mesh))
+        seconds[task] = round(time.monotonic() - began, 1)
+    return results, seconds
+
+
+def task_text(task: str) -> Text:
+    """Features of a task's instructions, in the environment's order."""
+    table = encode_text(list(instruction_text(task)))
+    return Text(features=table.features, mask=table.mask)
+
+
+def report_evaluation(report: Report, config: ConfigDict, trained: Trained, results: list[TaskResult]) -> None:
+    """The closed-loop sections of a report."""
+    identity: dict[str, Any] = trained.meta["identity"]
+    add_closed_loop(
+        report,
+        results,
+        identity["data"]["cameras"],
+        config.evaluation.execute,
+        identity["interface"]["frame_steps"][-1],
+    )
+
+
+__all__ = ["add_arguments", "dataclasses", "evaluate", "report_evaluation", "run"]

@@ -1,0 +1,217 @@
+"""`wam train`: tokenizer, latents, world action model, and what it says on held-out windows."""
+
+import argparse
+import dataclasses
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_pipelines.latents import LatentCache
+from data_pipelines.windows import WindowSpec
+from launch import devices
+from launch.config import load_config, to_plain
+from launch.data import Data, build_latents, interface_sizes, open_data
+from wam_jax import console
+from wam_jax.evaluation.heldout import evaluate_heldout
+from wam_jax.evaluation.report import Report, write_summary
+from wam_jax.evaluation.training_report import add_heldout, add_training_curve
+from wam_jax.nn.module import Definition
+from wam_jax.sharding import replicated
+from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer, latent_statistics
+from wam_jax.training.loop import LoopConfig, fit
+from wam_jax.training.losses import tokenizer_loss, wam_loss
+from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
+from wam_jax.training.restore import define_model, load_trained
+from wam_jax.training.state import TrainState, count_params, init_state, state_shardings
+from wam_jax.training.step import LossFn, make_step
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="configs/quickstart.py", help="experiment file (default: %(default)s)")
+    parser.add_argument("--workdir", default="runs/train", help="where everything is written (default: %(default)s)")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    config = load_config(args.config, overrides)
+    mesh = devices.start(config)
+    workdir = Path(args.workdir)
+    data = open_data(config.data)
+    seconds = train(config, data, mesh, workdir)
+    report = Report(f"Training: {Path(args.config).stem}", subtitle=str(workdir))
+    summary = {"stages_s": seconds, **report_training(config, data, mesh, workdir, report)}
+    write_summary(workdir, summary)
+    rows = [(name, *values) for name, values in heldout_rows(summary["heldout"])]
+    console.table("Held-out windows", ("dataset", *HELDOUT_COLUMNS), rows)
+    console.log(f"wrote {report.write(workdir)}")
+
+
+def train(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) -> dict[str, float]:
+    """Trains the tokenizer, then the model; resumes both. Returns the seconds that each stage took this time."""
+    seconds = {}
+    began = time.monotonic()
+    tokenizer = train_tokenizer(config, data, mesh, workdir / "tokenizer")
+    seconds["tokenizer"] = time.monotonic() - began
+    began = time.monotonic()
+    latents = encode_dataset(data, tokenizer, workdir / "latents") if config.data.precompute_latents else None
+    seconds["latents"] = time.monotonic() - began
+    began = time.monotonic()
+    train_model(config, data, tokenizer, latents, mesh, workdir)
+    seconds["training"] = time.monotonic() - began
+    return {name: round(value, 1) for name, value in seconds.items()}
+
+
+def train_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path) -> FrozenTokenizer:
+    """The visual autoencoder, on single frames of the training windows; then its latents' statistics."""
+    sizes = TokenizerConfig(image_size=data.windows.image_size or (64, 64), **config.tokenizer.sizes)
+    definition = define_tokenizer(sizes)
+    optimizer = OptimizerConfig(**config.tokenizer.optimizer)
+    frames = dataclasses.replace(data.windows, frame_offsets=(0,))
+    identity = {
+        "tokenizer": dataclasses.asdict(sizes),
+        "optimizer": dataclasses.asdict(optimizer),
+        "data": _data_identity(config, data),
+        "seed": config.seed,
+    }
+    state = _fit(
+        config, definition, tokenizer_loss(definition), optimizer, None, data, None, mesh, directory,
+        identity, "tokenizer", config.tokenizer.batch_size, frames,
+    )  # fmt: skip
+    sample = next(data.batches(256, config.seed + 1, None, frames)).images
+    assert sample is not None
+    return latent_statistics(sizes, state.ema, sample.reshape(-1, *sample.shape[-3:]))
+
+
+def encode_dataset(data: Data, tokenizer: FrozenTokenizer, directory: Path) -> list[LatentCache]:
+    """Latents of every training frame, on disk."""
+    encode = jax.jit(lambda frozen, images: frozen.encode(images))
+    return build_latents(data, lambda images: encode(tokenizer, images), tokenizer_key(tokenizer), directory)
+
+
+def tokenizer_key(tokenizer: FrozenTokenizer) -> str:
+    """A hash over the tokenizer's sizes and arrays."""
+    digest = hashlib.sha256(repr(tokenizer.config).encode())
+    for leaf in jax.tree.leaves(tokenizer):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def train_model(
+    config: ConfigDict,
+    data: Data,
+    tokenizer: FrozenTokenizer,
+    latents: list[LatentCache] | None,
+    mesh: Mesh,
+    directory: Path,
+) -> TrainState:
+    """The world action model."""
+    optimizer = OptimizerConfig(**config.train.optimizer)
+    tokenizer_sizes = dataclasses.asdict(tokenizer.config)
+    identity = {
+        "model": to_plain(config.model),
+        "interface": interface_sizes(data, tokenizer.config.latent_shape),
+        "tokenizer": tokenizer_sizes,
+        "optimizer": dataclasses.asdict(optimizer),
+        "data": _data_identity(config, data),
+        "batch_size": config.train.batch_size,
+        "codec": data.codec.to_dict(),
+        "proprio": data.proprio.to_dict(),
+        "seed": config.seed,
+    }
+    definition = define_model(identity)
+    frozen = jax.device_put(tokenizer, replicated(mesh))
+    return _fit(
+        config, definition, wam_loss(definition), optimizer, frozen, data, latents, mesh, directory,
+        identity, "world action model", config.train.batch_size, None,
+    )  # fmt: skip
+
+
+def _fit(
+    config: ConfigDict,
+    definition: Definition,
+    loss: LossFn,
+    optimizer_config: OptimizerConfig,
+    frozen: Any,
+    data: Data,
+    latents: list[LatentCache] | None,
+    mesh: Mesh,
+    directory: Path,
+    identity: dict[str, Any],
+    description: str,
+    batch_size: int,
+    windows: WindowSpec | None,
+) -> TrainState:
+    optimizer = make_optimizer(optimizer_config)
+    shardings = state_shardings(definition, optimizer, mesh)
+    step = make_step(loss, optimizer, ema=optimizer_config.ema, seed=config.seed, mesh=mesh, shardings=shardings)
+    state = init_state(definition, optimizer, config.seed, mesh)
+    console.log(
+        f"{description}: {count_params(state.params) / 1e6:.2f}M parameters, {optimizer_config.steps} steps of "
+        f"{batch_size} windows"
+    )
+    loop = LoopConfig(
+        steps=optimizer_config.steps,
+        save_every=config.train.save_every,
+        log_every=config.train.log_every,
+        log_batches=config.train.log_batches,
+    )
+    batches = data.batches(batch_size, config.seed, latents, windows)
+    meta = {"identity": identity, "config": to_plain(config), "statistics": data.statistics.to_dict()}
+    return fit(state, step, frozen, batches, mesh, directory, loop, meta, description)
+
+
+def _data_identity(config: ConfigDict, data: Data) -> dict[str, Any]:
+    """What decides which batches come in which order."""
+    fields = to_plain(config.data)
+    for name in ("datasets", "threads", "validation_split"):
+        fields.pop(name)
+    return {**fields, "fingerprints": [store.fingerprint for store in data.train]}
+
+
+HELDOUT_COLUMNS = ("windows", "action error", "repeat present", "imagined", "tokenizer")
+
+
+def report_training(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path, report: Report) -> dict[str, Any]:
+    """Curves, and action and image errors on held-out windows of every dataset, into the report and a summary."""
+    trained = load_trained(workdir, mesh)
+    results = {}
+    for number, store in enumerate(data.validation):
+        batch = data.validation_windows(config.train.validation_windows, config.seed, number)
+        results[_label(data, number)] = evaluate_heldout(trained.policy, trained.params, batch, config.seed)
+        console.log(f"held-out windows of {store.name}: done")
+    add_training_curve(report, workdir / "metrics.jsonl")
+    add_heldout(report, results, data.windows.cameras)
+    params = {expert: count_params(tree) for expert, tree in trained.params.model["trunk"]["blocks"].items()}
+    return {
+        "step": trained.step,
+        "parameters": count_params(trained.params.model),
+        "trunk_parameters": params,
+        "heldout": {name: result.summary() for name, result in results.items()},
+    }
+
+
+def _label(data: Data, number: int) -> str:
+    names = [store.name for store in data.validation]
+    return names[number] if names.count(names[number]) == 1 else f"{names[number]}_{number}"
+
+
+def heldout_rows(heldout: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Table rows of `report_training`'s summary."""
+    return [
+        (
+            name,
+            [
+                result["n"],
+                f"{result['action_error']:.3f}",
+                f"{result['image_error']['repeat_present']:.4f}",
+                f"{result['image_error']['imagined']:.4f}",
+                f"{result['image_error']['tokenizer']:.4f}",
+            ],
+        )
+        for name, result in heldout.items()
+    ]

@@ -1,0 +1,113 @@
+"""What a model says on recorded windows that it was not trained on: actions, and the imagined future."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from wam_jax.policy import Policy, PolicyParams
+from wam_jax.types import Batch
+from wam_jax.wam.sample import sample
+
+_CHUNK = 64  # windows a compiled call
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heldout:
+    """Predictions beside the truth, for ``N`` windows.
+
+    Attributes:
+      present, future, imagined, reconstructed: pixels; ``reconstructed`` is the true future through the tokenizer, the
+        best that any prediction in its latents can be.
+      future_mask: which future frames are within the episode.
+      actions, predicted_actions: raw chunks, in the dataset's units.
+      action_mask: which actions are within the episode.
+      action_scale: standard deviation of each raw action dimension over the windows.
+    """
+
+    present: UInt8[np.ndarray, "N V H W 3"]
+    future: UInt8[np.ndarray, "N F V H W 3"]
+    imagined: UInt8[np.ndarray, "N F V H W 3"]
+    reconstructed: UInt8[np.ndarray, "N F V H W 3"]
+    future_mask: Bool[np.ndarray, "N F V"]
+    actions: Float[np.ndarray, "N K A"]
+    predicted_actions: Float[np.ndarray, "N K A"]
+    action_mask: Bool[np.ndarray, "N K A"]
+
+    def image_errors(self) -> dict[str, float]:
+        """Mean squared error of pixels in [0, 1] against the real future, for each guess of it."""
+        guesses = {
+            "imagined": self.imagined,
+            "repeat_present": np.broadcast_to(self.present[:, None], self.future.shape),
+            "tokenizer": self.reconstructed,
+        }
+        return {name: float(np.mean(self._squared(guess))) for name, guess in guesses.items()}
+
+    def action_errors(self) -> dict[str, float]:
+        """Root mean squared action error over the chunk, in standard deviations of the actions; 1 = predict the mean."""
+        mask = self.action_mask
+        scale = _masked_std(self.actions, mask) + 1e-6
+        error = ((self.predicted_actions - self.actions) / scale) ** 2
+        first = mask[:, 0]
+        return {
+            "chunk": float(np.sqrt(error[mask].mean())),
+            "first_action": float(np.sqrt(error[:, 0][first].mean())),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """For ``summary.json``."""
+        errors = self.image_errors()
+        return {
+            "n": len(self.actions),
+            "action_error": self.action_errors()["chunk"],
+            "first_action_error": self.action_errors()["first_action"],
+            "image_error": errors,
+        }
+
+    def _squared(self, guess: UInt8[np.ndarray, "N F V H W 3"]) -> Float[np.ndarray, "M"]:
+        difference = (guess.astype(np.float32) - self.future.astype(np.float32)) / 255
+        return (difference**2).mean((-1, -2, -3))[self.future_mask]
+
+
+def evaluate_heldout(policy: Policy, params: PolicyParams, batch: Batch, seed: int) -> Heldout:
+    """Samples actions and futures for the windows of a batch of pixels (numpy)."""
+    assert batch.images is not None
+
+    @jax.jit
+    def predict(params: PolicyParams, part: Batch, key: jax.Array):
+        model = policy.definition.bind(params.model)
+        latents = params.tokenizer.encode(part.images)
+        prefix = model.prefix(latents[:, 0], part.proprio, part.text)
+        action_key, video_key = jax.random.split(key)
+        chunk = sample(model, prefix, action_key, ("action",))["action"]
+        video = sample(model, prefix, video_key, ("video",))["video"]
+        decode = params.tokenizer.decode
+        return policy.codec.decode(chunk), decode(video), decode(latents[:, 1:])
+
+    outputs = []
+    count = len(batch.actions)
+    for start in range(0, count, _CHUNK):
+        rows = np.minimum(np.arange(start, start + _CHUNK), count - 1)  # the last call is padded, not compiled anew
+        part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
+        key = jax.random.fold_in(jax.random.key(seed), start)
+        outputs.append(jax.tree.map(lambda x, n=count - start: np.asarray(x)[:n], predict(params, part, key)))
+    actions, imagined, reconstructed = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+    return Heldout(
+        present=batch.images[:, 0],
+        future=batch.images[:, 1:],
+        imagined=imagined,
+        reconstructed=reconstructed,
+        future_mask=np.asarray(batch.image_mask[:, 1:]),
+        actions=np.asarray(policy.codec.decode(jnp.asarray(batch.actions))),
+        predicted_actions=actions,
+        action_mask=np.asarray(batch.action_mask),
+    )
+
+
+def _masked_std(values: Float[np.ndarray, "N K A"], mask: Bool[np.ndarray, "N K A"]) -> Float[np.ndarray, "A"]:
+    count = np.maximum(mask.sum((0, 1)), 1)
+    mean = np.where(mask, values, 0).sum((0, 1)) / count
+    return np.sqrt(np.where(mask, (values - mean) ** 2, 0).sum((0, 1)) / count)

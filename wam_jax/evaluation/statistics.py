@@ -1,0 +1,114 @@
+"""Success rates with honest intervals, and paired differences between two policies on the same episodes."""
+
+import dataclasses
+import math
+import statistics
+
+import numpy as np
+from jaxtyping import Bool
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a binomial rate (Wilson 1927; Newcombe 1998, Stat. Med. 17:857, method 3).
+
+    Unlike the normal approximation it stays inside [0, 1] and keeps its coverage near 0 and 1.
+
+    Raises:
+      ValueError: unless 0 <= successes <= n and n > 0.
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"{successes} successes of {n} episodes is not a rate; run at least one episode")
+    z2 = statistics.NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    rate = successes / n
+    center = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    margin = math.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    low = 0.0 if successes == 0 else center - margin  # exact at the ends, where rounding would leave 1e-17
+    high = 1.0 if successes == n else center + margin
+    return low, high
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """A success rate and its 95% interval. As text: ``.98 [.95, .99]``, with a third digit where two would claim 1."""
+
+    successes: int
+    n: int
+
+    def __post_init__(self):
+        wilson_interval(self.successes, self.n)  # refuses what is not a rate, where it is made
+
+    @property
+    def rate(self) -> float:
+        return self.successes / self.n
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        return wilson_interval(self.successes, self.n)
+
+    def as_dict(self) -> dict[str, object]:
+        """For ``summary.json``."""
+        return {"rate": self.rate, "ci95": list(self.ci95), "successes": self.successes, "n": self.n}
+
+    def __str__(self) -> str:
+        values = (self.rate, *self.ci95)
+        digits = 3 if any(0 < value < 1 and round(value, 2) in (0, 1) for value in values) else 2
+        rate, low, high = (f"{value:.{digits}f}".removeprefix("0") for value in values)
+        return f"{rate} [{low}, {high}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A difference of two rates and its 95% interval. As text: ``+.12 [+.01, +.23]``."""
+
+    difference: float
+    ci95: tuple[float, float]
+    n: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether the 95% interval leaves out zero."""
+        return self.ci95[0] > 0 or self.ci95[1] < 0
+
+    def as_dict(self) -> dict[str, object]:
+        """For ``summary.json``."""
+        return {"difference": self.difference, "ci95": list(self.ci95), "n": self.n}
+
+    def __str__(self) -> str:
+        difference, low, high = (f"{value:+.2f}".replace("0.", ".") for value in (self.difference, *self.ci95))
+        return f"{difference} [{low}, {high}]"
+
+
+def paired_difference(a: Bool[np.ndarray, "n"], b: Bool[np.ndarray, "n"]) -> Difference:
+    """Success of ``a`` minus success of ``b``, episode i of both being the same episode, with its 95% interval.
+
+    Newcombe's square-and-add interval (Newcombe 1998, Stat. Med. 17:2635, method 10): Wilson limits of either rate,
+    combined with the correlation of the pairs. It needs no discordant pair, and never leaves [-1, 1].
+
+    Raises:
+      ValueError: the two do not have the same number of episodes, or none.
+    """
+    a, b = np.asarray(a, bool), np.asarray(b, bool)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"outcomes of shapes {a.shape} and {b.shape} are not paired; run both on the same episodes")
+    rate_a, rate_b = Rate(int(a.sum()), a.size), Rate(int(b.sum()), b.size)
+    (low_a, high_a), (low_b, high_b) = rate_a.ci95, rate_b.ci95
+    correlation = _paired_correlation(a, b)
+
+    def combine(margin_a: float, margin_b: float) -> float:
+        return math.sqrt(max(margin_a**2 - 2 * correlation * margin_a * margin_b + margin_b**2, 0.0))
+
+    difference = rate_a.rate - rate_b.rate
+    low = difference - combine(rate_a.rate - low_a, high_b - rate_b.rate)
+    high = difference + combine(high_a - rate_a.rate, rate_b.rate - low_b)
+    return Difference(difference, (low, high), a.size)
+
+
+def _paired_correlation(a: Bool[np.ndarray, "n"], b: Bool[np.ndarray, "n"]) -> float:
+    """Phi coefficient of the 2 x 2 table, with Newcombe's continuity correction where it is positive."""
+    both, neither = int((a & b).sum()), int((~a & ~b).sum())
+    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
+    product = float(both * neither - only_a * only_b)
+    if product > 0:
+        product = max(product - a.size / 2, 0.0)
+    margins = int(a.sum()) * int((~a).sum()) * int(b.sum()) * int((~b).sum())
+    return product / math.sqrt(margins) if margins else 0.0

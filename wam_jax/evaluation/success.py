@@ -1,0 +1,159 @@
+"""Closed-loop success of a policy, beside the controls that give the number its meaning.
+
+Every controller meets the same episodes: the trained policy, the same policy told to use another object of the scene,
+the policy at its random start, random actions, and the scripted expert.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool
+
+from wam_jax import console
+from wam_jax.evaluation.statistics import Rate
+from wam_jax.sharding import batch_sharding, replicated
+from wam_jax.sim import compilation
+from wam_jax.sim.rollout import Recording, WamParams, record, rollout, scripted_actor, wam_actor
+from wam_jax.sim.tabletop import Tabletop
+from wam_jax.training.restore import Trained
+from wam_jax.types import Text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Attributes:
+
+    episodes: for each controller, all the same ones.
+    batch_size: episodes simulated at once.
+    execute: actions of each chunk that are executed before planning anew.
+    films: rollouts to record.
+    seed: of the episodes; no training or tuning should use the same.
+    """
+
+    episodes: int = 256
+    batch_size: int = 128
+    execute: int = 4
+    films: int = 6
+    seed: int = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Controlled:
+    """Outcomes at the end of each episode, judged by the true instruction."""
+
+    success: Bool[np.ndarray, "N"]
+    wrong: Bool[np.ndarray, "N"]
+
+    def summary(self) -> dict[str, Any]:
+        rate = Rate(int(self.success.sum()), len(self.success))
+        wrong = Rate(int(self.wrong.sum()), len(self.wrong))
+        return {
+            "success": rate.rate,
+            "ci95": list(rate.ci95),
+            "n": len(self.success),
+            "wrong_object": wrong.rate,
+            "wrong_object_ci95": list(wrong.ci95),
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """One task's evaluation: outcomes by controller, speed, films."""
+
+    task: str
+    controllers: dict[str, Controlled]
+    speed: dict[str, float]
+    recording: Recording | None
+    instructions: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """For ``summary.json``; the trained policy's figures on top, the controls beneath."""
+        figures = {name: outcome.summary() for name, outcome in self.controllers.items()}
+        return {**figures.pop("trained"), "controls": figures, "speed": self.speed}
+
+
+def evaluate_task(
+    task: str, trained: Trained, text: Text, image_size: int, config: EvaluationConfig, mesh: Mesh
+) -> TaskResult:
+    """Runs every controller on the same episodes of one task.
+
+    Args:
+      task: name of a tabletop task.
+      trained: the model.
+      text: features of every instruction of the task, in the environment's order.
+      image_size: what the model was trained on.
+      config: numbers.
+      mesh: episodes are spread over its devices.
+    """
+    env = Tabletop(task, image_size=image_size)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), config.episodes)
+    policy_run = rollout(env, wam_actor(env, trained.policy, config.execute), env.episode_steps)
+    scripted_run = rollout(env, scripted_actor(env), env.episode_steps)
+    informed, misinformed = (
+        WamParams(policy=trained.params, text=text, misinform=jnp.asarray(flag)) for flag in (False, True)
+    )
+    untrained = dataclasses.replace(informed, policy=trained.untrained)
+    plan: list[tuple[str, Callable, Any]] = [
+        ("trained", policy_run, informed),
+        ("wrong_instruction", policy_run, misinformed),
+        ("untrained", policy_run, untrained),
+        ("random", scripted_run, jnp.asarray(1.0)),
+        ("expert", scripted_run, jnp.asarray(0.0)),
+    ]
+    controllers, seconds = {}, {}
+    for name, run, params in console.progress(plan, f"evaluate {task}"):
+        controllers[name], seconds[name] = _run(run, params, keys, config, mesh)
+    recording = None
+    if config.films:
+        film = record(env, trained.policy, config.execute, env.episode_steps)
+        recording = jax.tree.map(np.asarray, film(informed, keys[: config.films], jax.random.key(config.seed)))
+    speed = _speed(env, config, seconds, keys)
+    return TaskResult(
+        task=task, controllers=controllers, speed=speed, recording=recording, instructions=env.instructions
+    )
+
+
+def _run(run: Callable, params: Any, keys: jax.Array, config: EvaluationConfig, mesh: Mesh) -> tuple[Controlled, float]:
+    """Outcomes of all episodes, and the seconds that one batch took once compiled."""
+    params = jax.device_put(params, replicated(mesh))
+    size = min(config.batch_size, config.episodes)
+    success, wrong, seconds = [], [], []
+    for start in range(0, config.episodes, size):
+        rows = np.arange(start, start + size) % config.episodes  # the last batch wraps around instead of recompiling
+        part = jax.device_put(keys[rows], batch_sharding(mesh))
+        key = jax.random.fold_in(jax.random.key(config.seed), start + 1)
+        began = time.monotonic()
+        outcome = jax.block_until_ready(run(params, part, key))
+        seconds.append(time.monotonic() - began)
+        kept = min(size, config.episodes - start)
+        success.append(np.asarray(outcome.success)[-1, :kept])
+        wrong.append(np.asarray(outcome.wrong)[-1, :kept])
+    return Controlled(success=np.concatenate(success), wrong=np.concatenate(wrong)), min(seconds)
+
+
+def _speed(env: Tabletop, config: EvaluationConfig, seconds: dict[str, float], keys: jax.Array) -> dict[str, float]:
+    """Control steps a second of the whole loop, and which share of the time goes where.
+
+    Physics is what scripted actions cost, pixels what rendering the same number of observations costs, policy the rest.
+    """
+    size = min(config.batch_size, config.episodes)
+    states = compilation.jit(jax.vmap(env.reset))(keys[:size])
+    render = compilation.jit(jax.vmap(env.render))
+    jax.block_until_ready(render(states))
+    began = time.monotonic()
+    jax.block_until_ready(render(states))
+    pixels = (time.monotonic() - began) * -(-env.episode_steps // config.execute)
+    total = min(seconds["trained"], seconds["untrained"])
+    physics = min(seconds["random"], seconds["expert"])
+    return {
+        "control_steps_per_s": round(size * env.episode_steps / total, 1),
+        "physics_share": round(physics / total, 3),
+        "pixels_share": round(pixels / total, 3),
+        "policy_share": round(max(0.0, 1 - (physics + pixels) / total), 3),
+    }

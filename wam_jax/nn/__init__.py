@@ -1,0 +1,1 @@
+"""Layers: parameter declarations (flax.nnx) and the pure functions that use them."""

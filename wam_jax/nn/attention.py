@@ -1,0 +1,78 @@
+"""Attention over heads, and the learned projections around it."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from wam_jax.nn.module import Linear, RMSNorm
+
+
+def attend(
+    query: Float[Array, "B Nq H Dh"],
+    key: Float[Array, "B Nk H Dh"],
+    value: Float[Array, "B Nk H Dh"],
+    key_mask: Bool[Array, "B Nk"] | None = None,
+) -> Float[Array, "B Nq H Dh"]:
+    """Scaled dot-product attention; softmax in float32. Every query sees every key that ``key_mask`` keeps."""
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+
+class Projections(nnx.Module):
+    """Query, key, value and output projections with RMS-normalised queries and keys (as in Wan).
+
+    The attention width ``num_heads * head_dim`` need not be the token width: streams of different widths meet in one
+    joint attention as long as their heads have the same shape.
+    """
+
+    def __init__(self, width: int, num_heads: int, head_dim: int, rngs: nnx.Rngs, output_gain: float = 1.0):
+        inner = num_heads * head_dim
+        self.query = Linear(width, inner, ("embed", "heads"), rngs)
+        self.key = Linear(width, inner, ("embed", "heads"), rngs)
+        self.value = Linear(width, inner, ("embed", "heads"), rngs)
+        self.output = Linear(inner, width, ("heads", "embed"), rngs, gain=output_gain)
+        self.query_norm = RMSNorm(inner, ("heads",))
+        self.key_norm = RMSNorm(inner, ("heads",))
+        self.num_heads = num_heads
+
+    def queries(self, x: Float[Array, "B N D"]) -> Float[Array, "B N H Dh"]:
+        return self._heads(self.query_norm(self.query(x)))
+
+    def keys_values(self, x: Float[Array, "B N D"]) -> tuple[Float[Array, "B N H Dh"], Float[Array, "B N H Dh"]]:
+        return self._heads(self.key_norm(self.key(x))), self._heads(self.value(x))
+
+    def merge(self, attended: Float[Array, "B N H Dh"]) -> Float[Array, "B N D"]:
+        return self.output(rearrange(attended, "b n h d -> b n (h d)"))
+
+    def _heads(self, x: Float[Array, "B N I"]) -> Float[Array, "B N H Dh"]:
+        return rearrange(x, "b n (h d) -> b n h d", h=self.num_heads)
+
+
+class CrossAttention(nnx.Module):
+    """Tokens attend to another sequence (text), without positions."""
+
+    def __init__(self, width: int, num_heads: int, head_dim: int, rngs: nnx.Rngs, output_gain: float = 1.0):
+        self.projections = Projections(width, num_heads, head_dim, rngs, output_gain)
+
+    def __call__(
+        self, x: Float[Array, "B N D"], context: Float[Array, "B L D"], mask: Bool[Array, "B L"]
+    ) -> Float[Array, "B N D"]:
+        keys, values = self.projections.keys_values(context)
+        return self.projections.merge(attend(self.projections.queries(x), keys, values, mask))
+
+
+class SelfAttention(nnx.Module):
+    """Full attention within one sequence."""
+
+    def __init__(self, width: int, num_heads: int, head_dim: int, rngs: nnx.Rngs, output_gain: float = 1.0):
+        self.projections = Projections(width, num_heads, head_dim, rngs, output_gain)
+
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        return self.projections.merge(attend(self.projections.queries(x), *self.projections.keys_values(x)))
+
+
+def concatenate_tokens(parts: list[Array]) -> Array:
+    """Joins token blocks along the token axis (axis 1); a single block passes through."""
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)

@@ -1,0 +1,59 @@
+"""Embeddings of noise levels, grids and text."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from wam_jax.nn.module import Linear
+
+_SINUSOID_CHANNELS = 256
+
+
+def sinusoid(noise_level: Float[Array, "*B"]) -> Float[Array, "*B 256"]:
+    """Sinusoidal features of a noise level in [0, 1], on the [0, 1000] scale that Wan and DiT use."""
+    half = _SINUSOID_CHANNELS // 2
+    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = 1000.0 * noise_level[..., None].astype(jnp.float32) * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+class NoiseLevelEmbedding(nnx.Module):
+    """A noise level as a vector, and as the six modulation vectors that all blocks of an expert share (Wan)."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.first = Linear(_SINUSOID_CHANNELS, width, (None, "embed"), rngs)
+        self.second = Linear(width, width, ("embed", None), rngs)
+        self.project = Linear(width, 6 * width, ("embed", "mlp"), rngs, gain=0.1)
+
+    def __call__(self, noise_level: Float[Array, "B S"]) -> tuple[Float[Array, "B S D"], Float[Array, "B S 6 D"]]:
+        embedded = self.second(jax.nn.silu(self.first(sinusoid(noise_level))))
+        modulation = self.project(jax.nn.silu(embedded))
+        return embedded, modulation.reshape(*embedded.shape[:-1], 6, embedded.shape[-1])
+
+
+class TextProjection(nnx.Module):
+    """Frozen text features to an expert's width (Wan's ``text_embedding``)."""
+
+    def __init__(self, text_width: int, width: int, rngs: nnx.Rngs):
+        self.first = Linear(text_width, width, (None, "embed"), rngs)
+        self.second = Linear(width, width, ("embed", None), rngs)
+
+    def __call__(self, features: Float[Array, "B L C"]) -> Float[Array, "B L D"]:
+        return self.second(jax.nn.gelu(self.first(features), approximate=True))
+
+
+def grid_positions(key: jax.Array, cameras: int, rows: int, columns: int, width: int) -> Float[Array, "V h w D"]:
+    """Initial values for learned positions: random mixtures of smooth functions of (row, column), an offset a camera.
+
+    Starting smooth matters at small scale: neighbouring tokens begin with similar positions.
+    """
+    y, x = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij")
+    waves = [wave(np.pi * speed * axis) for axis in (x, y) for speed in (0.5, 1.0) for wave in (np.sin, np.cos)]
+    features = jnp.asarray(np.stack([x, y, *waves], -1), jnp.float32)
+    mix_key, camera_key = jax.random.split(key)
+    grid = features @ jax.random.normal(mix_key, (features.shape[-1], width)) * 0.3
+    return grid + jax.random.normal(camera_key, (cameras, 1, 1, width)) * 0.3

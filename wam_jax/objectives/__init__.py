@@ -1,0 +1,1 @@
+"""Losses: functions of model, batch and key."""

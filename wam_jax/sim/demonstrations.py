@@ -1,0 +1,83 @@
+"""Demonstrations: the expert with noise on its actions, a batch of episodes as one compiled program."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray, UInt8
+
+from wam_jax.sim.compilation import jit
+from wam_jax.sim.tabletop import Tabletop
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demonstrations:
+    """``N`` episodes of ``S`` steps; the observation of step t is from before action t.
+
+    Attributes:
+      images: pictures of the cameras, in the environment's order.
+      proprio: tcp (m), commanded tcp (m), gripper opening.
+      action: what was executed (``SimState.applied_action``), so actions add up to the command's motion.
+      success: whether the instruction held after action t.
+      instruction: index into the environment's ``instructions``.
+    """
+
+    images: UInt8[Array, "N S V H W 3"]
+    proprio: Float32[Array, "N S 7"]
+    action: Float32[Array, "N S 4"]
+    success: Bool[Array, "N S"]
+    instruction: Int32[Array, "N"]
+
+    @property
+    def reward(self) -> Float32[Array, "N S"]:
+        """1 where the instruction held after the action, else 0."""
+        return self.success.astype(jnp.float32)
+
+
+@functools.partial(jit, static_argnames=("env", "num_episodes", "num_steps"))
+def generate(
+    env: Tabletop, key: PRNGKeyArray, num_episodes: int, num_steps: int, action_noise: float = 0.15
+) -> Demonstrations:
+    """Runs the expert, a pure function of ``key``.
+
+    Args:
+      action_noise: standard deviation of Gaussian noise on the three motions, in units of the action.
+    """
+    reset_key, noise_key = jax.random.split(key)
+    states = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
+
+    def step(states, key):
+        action = jax.vmap(env.expert)(states)
+        noise = action_noise * jax.random.normal(key, (num_episodes, 3))
+        after = jax.vmap(env.step)(states, action.at[:, :3].add(noise))
+        success = jax.vmap(env.outcome)(after).success
+        return after, (jax.vmap(env.render)(states), jax.vmap(env.proprio)(states), after.applied_action, success)
+
+    _, steps = jax.lax.scan(step, states, jax.random.split(noise_key, num_steps))
+    images, proprio, action, success = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
+    return Demonstrations(
+        images=images, proprio=proprio, action=action, success=success, instruction=states.instruction
+    )
+
+
+def generate_batches(
+    env: Tabletop,
+    key: PRNGKeyArray,
+    num_episodes: int,
+    num_steps: int | None = None,
+    action_noise: float = 0.15,
+    batch_size: int = 128,
+) -> Iterator[Demonstrations]:
+    """Yields ``num_episodes`` in batches; episode i is the same however many are asked for.
+
+    Args:
+      num_steps: of each episode; the task's ``episode_steps`` by default.
+      batch_size: episodes that one compiled program runs at a time; the last batch is cut, not compiled anew.
+    """
+    for index, start in enumerate(range(0, num_episodes, batch_size)):
+        batch = generate(env, jax.random.fold_in(key, index), batch_size, num_steps or env.episode_steps, action_noise)
+        left = num_episodes - start
+        yield batch if left >= batch_size else jax.tree.map(lambda x, n=left: x[:n], batch)

@@ -1,0 +1,110 @@
+"""Scripted experts: from the truth about a scene to the next action.
+
+They keep no memory: what to do follows from where things are, so an expert recovers from noise, and can label any
+state that a learned policy gets into.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from wam_jax.sim.control import ACTION_SCALE
+from wam_jax.sim.tasks import Facts
+
+_OPEN, _CLOSE = 1.0, -1.0
+_HOVER = 0.09  # metres above a cube before going down to it
+_HOLDING_OPENING = 0.7  # below it the fingers have met a cube
+_LIFT_TO = 0.25  # metres
+_CARRY_HEIGHT = 0.10  # metres above rest
+_RETREAT_HEIGHT = 0.15  # metres
+_PUSH_HEIGHT = 0.03  # metres
+_APPROACH_HEIGHT = 0.12  # metres
+_BEHIND = 0.065  # metres between a block's centre and the place from which it is pushed
+
+
+def reach(facts: Facts, target: Float[Array, "3"], goal: Float[Array, "3"]) -> Float[Array, "4"]:
+    """Straight to the sphere's centre."""
+    return _towards(facts, target, _OPEN)
+
+
+def pick_lift(facts: Facts, target: Float[Array, "3"], goal: Float[Array, "3"]) -> Float[Array, "4"]:
+    """Over the cube, down, close, and up."""
+    around, held = _grasp_state(facts, target)
+    # Straight up from where the fingers are: following the cube would follow its slip.
+    lift = _with_height(facts.command, _LIFT_TO)
+    return _towards(facts, jnp.where(held, lift, _grasp_approach(facts, target)), jnp.where(around, _CLOSE, _OPEN))
+
+
+def place(facts: Facts, target: Float[Array, "3"], goal: Float[Array, "3"]) -> Float[Array, "4"]:
+    """Picks the cube, carries it on a funnel-shaped path that ends on the plate, opens, and goes up."""
+    around, held = _grasp_state(facts, target)
+    rest = 0.022
+    to_goal = goal[:2] - target[:2]
+    away = jnp.linalg.norm(to_goal)
+    height = target[2] - rest
+    # The farther from the plate the higher; sideways only once clear of the table and of the other cube.
+    funnel = jnp.clip(4.0 * (away - 0.01), 0.0, _CARRY_HEIGHT)
+    sideways = jnp.where((away < 0.03) | (height > 0.5 * _CARRY_HEIGHT), 1.0, 0.0)
+    grip = facts.tcp - target
+    carry = jnp.append(target[:2] + sideways * to_goal, rest + funnel) + grip
+    placed = (away < 0.02) & (height < 0.006)
+    destination = jnp.where(held, carry, _grasp_approach(facts, target))
+    destination = jnp.where(placed, _with_height(facts.command, _RETREAT_HEIGHT), destination)
+    # Fingers first open, then leave.
+    destination = jnp.where(placed & (facts.opening < 0.8) & around, facts.command, destination)
+    return _towards(facts, destination, jnp.where(around & ~placed, _CLOSE, _OPEN))
+
+
+def push(facts: Facts, target: Float[Array, "3"], goal: Float[Array, "3"]) -> Float[Array, "4"]:
+    """Closed fingers go behind the block, as seen from the disc, then push it there; if it slips aside, again."""
+    to_goal = goal[:2] - target[:2]
+    remaining = jnp.linalg.norm(to_goal)
+    forward = to_goal / (remaining + 1e-6)
+    offset = facts.tcp[:2] - target[:2]
+    along, across = jnp.sum(offset * forward), offset[0] * forward[1] - offset[1] * forward[0]
+    start = target[:2] - _BEHIND * forward
+    low = facts.tcp[2] < 0.06
+    behind = (along < -0.03) & (jnp.abs(across) < 0.025)
+    pushing = low & behind
+    above_start = jnp.linalg.norm(facts.tcp[:2] - start) < 0.02
+    ahead = target[:2] + forward * (jnp.minimum(remaining, 0.05) - 0.03)
+
+    destination = jnp.append(start, jnp.where(above_start, _PUSH_HEIGHT, _APPROACH_HEIGHT))
+    destination = jnp.where(low & ~behind, _with_height(facts.tcp, _APPROACH_HEIGHT + 0.02), destination)
+    destination = jnp.where(pushing, jnp.append(ahead, _PUSH_HEIGHT), destination)
+    done = remaining < 0.012
+    back_off = target[:2] + 0.07 * offset / (jnp.linalg.norm(offset) + 1e-6)
+    destination = jnp.where(done, jnp.append(back_off, facts.command[2]), destination)
+    action = _towards(facts, destination, _CLOSE)
+    return action.at[:3].multiply(jnp.where(pushing, 0.6, 1.0))
+
+
+EXPERTS = {"reach": reach, "pick_lift": pick_lift, "push": push, "place": place}
+
+
+def _towards(facts: Facts, destination: Float[Array, "3"], gripper) -> Float[Array, "4"]:
+    delta = jnp.clip((destination - facts.command) / ACTION_SCALE, -1, 1)
+    return jnp.append(delta, gripper)
+
+
+def _with_height(position, height):
+    return jnp.append(position[:2], height)
+
+
+def _grasp_state(facts: Facts, target: Float[Array, "3"]):
+    """Whether the gripper should be closed on the cube, and whether the fingers hold it."""
+    stopped_by_it = (facts.opening > 0.45) & (facts.opening < _HOLDING_OPENING)
+    held = stopped_by_it & (jnp.linalg.norm(facts.tcp - target) < 0.03)
+    return held | (_over(facts, target) & (facts.tcp[2] < target[2] + 0.012)), held
+
+
+def _over(facts: Facts, target):
+    """Whether the tcp is over the cube: precisely before going down, less so once the fingers are beside it."""
+    tolerance = jnp.where(facts.tcp[2] < 0.07, 0.02, 0.012)
+    return jnp.linalg.norm(facts.tcp[:2] - target[:2]) < tolerance
+
+
+def _grasp_approach(facts: Facts, target):
+    """Where to go while the cube is not held: above it, down to it, and still while the fingers close."""
+    around, _ = _grasp_state(facts, target)
+    down = jnp.where(_over(facts, target), target, target + jnp.array([0.0, 0.0, _HOVER]))
+    return jnp.where(around, facts.command, down)

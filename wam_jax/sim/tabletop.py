@@ -1,0 +1,221 @@
+"""The environment: pure functions of a state, unbatched; callers ``vmap`` them.
+
+One control step is ten physics steps of 4 ms (25 Hz). An action is a motion of the commanded tcp in units of 2.5 cm
+and a gripper command, open above 0.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray, UInt8
+from mujoco import mjx
+
+from wam_jax.sim import control, scene, tasks
+from wam_jax.sim.expert import EXPERTS
+from wam_jax.sim.physics import advance, settle
+from wam_jax.sim.render import Stage, cast, geometry, make_view, shade
+from wam_jax.sim.scene import CAMERA_NAMES, NUM_ARM_JOINTS
+from wam_jax.sim.tasks import TASK_NAMES, Facts, Layout, Outcome
+from wam_jax.sim.variation import Variation, move_camera
+
+__all__ = ["TASK_NAMES", "SimState", "Tabletop"]
+
+_START_SPREAD = (0.1, 0.07, 0.07, 0.1, 0.05, 0.07, 0.05)  # radians, standard deviation of each joint at the start
+_IMPLEMENTATIONS = ("jax", "warp")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimState:
+    """One moment of an episode.
+
+    Attributes:
+      physics: MJX's state, settled: poses and forces are those of its positions, velocities and controls.
+      command: commanded tcp position, metres.
+      layout: what the episode started from, and which object is named.
+      instruction: index into ``Tabletop.instructions``.
+      applied_action: what the last step executed, which is what a data set should store as the action: motion of the
+        command in units of 2.5 cm, gripper ±1. Zero motion, open, after a reset.
+      variation: the conditions of the episode.
+    """
+
+    physics: mjx.Data
+    command: Float32[Array, "3"]
+    layout: Layout
+    instruction: Int32[Array, ""]
+    applied_action: Float32[Array, "4"]
+    variation: Variation
+
+
+class Tabletop:
+    """A Franka-like arm at a table with coloured things, one task a scene. Holds only what is fixed."""
+
+    cameras = CAMERA_NAMES
+    action_size = 4
+    proprio_size = 7
+
+    def __init__(self, task: str, image_size: int = 64, impl: str = "jax"):
+        """Builds the scene.
+
+        Args:
+          task: one of ``TASK_NAMES``.
+          image_size: pixels a side, of both cameras.
+          impl: MJX implementation, "jax" (any platform) or "warp" (NVIDIA GPUs).
+
+        Raises:
+          ValueError: the task or the implementation is unknown.
+        """
+        self._task = tasks.get_task(task)
+        if impl not in _IMPLEMENTATIONS:
+            raise ValueError(f"impl {impl!r} is unknown (has: {', '.join(_IMPLEMENTATIONS)})")
+        self.task = task
+        self.instructions = tasks.instruction_text(task)
+        self.episode_steps = self._task.episode_steps
+        self.image_size = image_size
+        self.model = tasks.build_model(self._task)
+        self.object_geoms = np.array([self.model.geom(f"object{i}").id for i in range(self._task.num_objects)])
+        self.goal_geoms = np.array([self.model.geom(f"goal{i}").id for i in range(self._task.num_goals)], int)
+        self._tcp = self.model.site("tcp").id
+        data = mujoco.MjData(self.model)
+        data.qpos[: len(scene.HOME_QPOS)] = scene.HOME_QPOS
+        mujoco.mj_forward(self.model, data)
+        self._mjx_model = mjx.put_model(self.model, impl=impl)
+        self._home = mjx.put_data(self.model, data, impl=impl)
+        self._views = (
+            make_view(self.model, "front", image_size, geom_groups=(0, 1), shadow=True),
+            make_view(self.model, "wrist", image_size, geom_groups=(0,), shadow=False),
+        )
+
+    def reset(self, key: PRNGKeyArray, variation: Variation = Variation()) -> SimState:
+        """A new episode: layout, colours, instruction and arm posture drawn from ``key``."""
+        layout_key, arm_key = jax.random.split(key)
+        layout = tasks.sample_layout(self._task, layout_key)
+        shift = jnp.asarray(variation.layout_shift)
+        layout = dataclasses.replace(layout, object_xy=layout.object_xy + shift, goal_xy=layout.goal_xy + shift)
+        jitter = jnp.array(_START_SPREAD) * jax.random.normal(arm_key, (NUM_ARM_JOINTS,)) + variation.arm_joint_shift
+        physics = settle(self._mjx_model, self._lay_out(layout, jitter))
+        command = physics.site_xpos[self._tcp]
+        named_color = layout.object_colors[layout.named_object]
+        return SimState(
+            physics=physics,
+            command=command,
+            layout=layout,
+            instruction=tasks.instruction_index(self._task, named_color, layout.named_goal).astype(jnp.int32),
+            applied_action=jnp.array([0.0, 0.0, 0.0, 1.0]),
+            variation=jax.tree.map(jnp.asarray, variation),
+        )
+
+    def step(self, state: SimState, action: Float[Array, "4"]) -> SimState:
+        """One control step of 40 ms."""
+        physics = state.physics
+        tcp = physics.site_xpos[self._tcp]
+        command = control.next_command(state.command, tcp, action[:3])
+        with jax.default_matmul_precision("highest"):
+            joints = control.inverse_kinematics(
+                command,
+                tcp,
+                physics.site_xmat[self._tcp].reshape(3, 3),
+                physics.xanchor[:NUM_ARM_JOINTS],
+                physics.xaxis[:NUM_ARM_JOINTS],
+                physics.qpos[:NUM_ARM_JOINTS],
+            )
+        targets = jnp.concatenate([joints, control.finger_target(action[3])])
+        physics = advance(self._mjx_model, physics, targets)
+        applied = control.effective_action(state.command, command, action[3])
+        return dataclasses.replace(state, physics=physics, command=command, applied_action=applied)
+
+    def render(self, state: SimState) -> UInt8[Array, "V H W 3"]:
+        """Pictures of all ``cameras``."""
+        stage, poses = self._stage(state)
+        views = zip(self._views, poses, strict=True)
+        return jnp.stack([shade(view, stage, cast(view, stage, *pose)) for view, pose in views])
+
+    def render_geometry(self, state: SimState) -> tuple[Int32[Array, "V H W"], Float32[Array, "V H W"]]:
+        """MuJoCo geom id of each pixel (-1 for sky), and depth along the optical axis in metres (0 for sky)."""
+        stage, poses = self._stage(state)
+        views = zip(self._views, poses, strict=True)
+        segmentation, depth = zip(*(geometry(view, cast(view, stage, *pose)) for view, pose in views), strict=True)
+        return jnp.stack(segmentation), jnp.stack(depth)
+
+    def proprio(self, state: SimState) -> Float32[Array, "7"]:
+        """tcp (m), commanded tcp (m), gripper opening in [0, 1]."""
+        facts = self.facts(state)
+        return jnp.concatenate([facts.tcp, facts.command, facts.opening[None]])
+
+    def expert(self, state: SimState) -> Float32[Array, "4"]:
+        """The scripted expert's action, from the truth about the scene."""
+        facts = self.facts(state)
+        goal = facts.goals[state.layout.named_goal] if self._task.num_goals else jnp.zeros(3)
+        return EXPERTS[self.task](facts, facts.objects[state.layout.named_object], goal)
+
+    def outcome(self, state: SimState) -> Outcome:
+        """Whether the instruction holds now."""
+        return tasks.judge(self._task, self.facts(state), state.layout)
+
+    def wrong_instruction(self, state: SimState) -> Int[Array, ""]:
+        """Index of an instruction that names another object of this scene (and the same goal)."""
+        layout = state.layout
+        other = (layout.named_object + 1) % self._task.num_objects
+        index = tasks.instruction_index(self._task, layout.object_colors[other], layout.named_goal)
+        return index.astype(jnp.int32)
+
+    def facts(self, state: SimState) -> Facts:
+        """The truth about the scene."""
+        physics = state.physics
+        fingers = physics.qpos[NUM_ARM_JOINTS : NUM_ARM_JOINTS + 2]
+        return Facts(
+            tcp=physics.site_xpos[self._tcp],
+            command=state.command,
+            opening=jnp.clip(fingers.sum() / (2 * scene.FINGER_TRAVEL), 0.0, 1.0),
+            objects=physics.geom_xpos[self.object_geoms],
+            goals=physics.geom_xpos[self.goal_geoms],
+        )
+
+    def _lay_out(self, layout: Layout, arm_jitter: Float[Array, "7"]) -> mjx.Data:
+        """Puts arm, objects and goals in their places; not settled yet."""
+        arm = self._home.qpos[: len(scene.HOME_QPOS)].at[:NUM_ARM_JOINTS].add(arm_jitter)
+        height = jnp.full((self._task.num_objects, 1), self._task.rest_height)
+        objects = jnp.concatenate([layout.object_xy, height], axis=-1)
+        goals = jnp.concatenate([layout.goal_xy, jnp.full((self._task.num_goals, 1), 0.001)], axis=-1)
+        if self._task.object_shape == "sphere":
+            return self._home.replace(qpos=arm, ctrl=arm, mocap_pos=jnp.concatenate([objects, goals]))
+        half, zero = layout.object_yaw / 2, jnp.zeros_like(layout.object_yaw)
+        quaternion = jnp.stack([jnp.cos(half), zero, zero, jnp.sin(half)], axis=-1)
+        cubes = jnp.concatenate([objects, quaternion], axis=-1).reshape(-1)
+        return self._home.replace(qpos=jnp.concatenate([arm, cubes]), ctrl=arm, mocap_pos=goals)
+
+    def _stage(self, state: SimState) -> tuple[Stage, list[tuple[Float[Array, "3"], Float[Array, "3 3"]]]]:
+        """What the ray caster needs of a state: the scene, and the pose of each camera."""
+        physics = state.physics
+        palette = jnp.array(list(tasks.OBJECT_COLORS.values()))
+        color = jnp.asarray(self.model.geom_rgba[:, :3], jnp.float32)
+        color = color.at[self.object_geoms].set(palette[state.layout.object_colors])
+        color = color.at[self.model.geom("table").id].set(state.variation.table_color)
+        stage = Stage(
+            geom_position=physics.geom_xpos,
+            geom_rotation=physics.geom_xmat.reshape(-1, 3, 3),
+            geom_color=color,
+            light=jnp.asarray(self.model.light_pos[0], jnp.float32) + state.variation.light_shift,
+            brightness=state.variation.brightness,
+        )
+        poses = [self._camera_pose(state, index) for index in range(len(self.cameras))]
+        # Without the barrier XLA works these few numbers out again at every pixel.
+        return jax.lax.optimization_barrier((stage, poses))
+
+    def _camera_pose(self, state: SimState, index: int) -> tuple[Float[Array, "3"], Float[Array, "3 3"]]:
+        """Position (metres) and axes (columns) of a camera, from the body that carries it."""
+        camera = self.model.camera(self.cameras[index])
+        body = camera.bodyid.item()
+        carrier = state.physics.xmat[body].reshape(3, 3)
+        own = np.zeros(9)
+        mujoco.mju_quat2Mat(own, camera.quat)
+        with jax.default_matmul_precision("highest"):
+            return move_camera(
+                state.physics.xpos[body] + carrier @ jnp.asarray(camera.pos, jnp.float32),
+                carrier @ jnp.asarray(own.reshape(3, 3), jnp.float32),
+                state.variation.camera_shift[index],
+                state.variation.camera_tilt[index],
+            )

@@ -1,0 +1,53 @@
+"""What a robustness study may change, as arrays: a grid of conditions is one batched run, never a recompilation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.spatial.transform import Rotation
+from jaxtyping import Array, Float
+
+from wam_jax.sim.scene import CAMERA_NAMES, NUM_ARM_JOINTS, TABLE_COLOR
+
+
+def _constant(value) -> np.ndarray:
+    return np.asarray(value, np.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variation:
+    """Deviations from the training conditions; the defaults deviate in nothing.
+
+    Attributes:
+      camera_shift: metres along each camera's own axes (right, up, back). ``V`` is front, wrist.
+      camera_tilt: rotation vector about each camera's own axes, radians.
+      light_shift: metres.
+      brightness: factor on every pixel.
+      table_color: RGB in [0, 1].
+      arm_joint_shift: added to the arm's first joint angles, radians.
+      layout_shift: added to the place of every object and goal, metres (x, y).
+    """
+
+    camera_shift: Float[Array, "*B V 3"] = dataclasses.field(
+        default_factory=lambda: _constant(np.zeros((len(CAMERA_NAMES), 3)))
+    )
+    camera_tilt: Float[Array, "*B V 3"] = dataclasses.field(
+        default_factory=lambda: _constant(np.zeros((len(CAMERA_NAMES), 3)))
+    )
+    light_shift: Float[Array, "*B 3"] = dataclasses.field(default_factory=lambda: _constant(np.zeros(3)))
+    brightness: Float[Array, "*B"] = dataclasses.field(default_factory=lambda: _constant(1.0))
+    table_color: Float[Array, "*B 3"] = dataclasses.field(default_factory=lambda: _constant(TABLE_COLOR))
+    arm_joint_shift: Float[Array, "*B 7"] = dataclasses.field(
+        default_factory=lambda: _constant(np.zeros(NUM_ARM_JOINTS))
+    )
+    layout_shift: Float[Array, "*B 2"] = dataclasses.field(default_factory=lambda: _constant(np.zeros(2)))
+
+
+def move_camera(
+    position: Float[Array, "3"], rotation: Float[Array, "3 3"], shift: Float[Array, "3"], tilt: Float[Array, "3"]
+) -> tuple[Float[Array, "3"], Float[Array, "3 3"]]:
+    """A camera's pose (metres; axes as columns) after a shift along, and a tilt about, its own axes."""
+    turn = Rotation.from_rotvec(jnp.asarray(tilt)).as_matrix()
+    return position + rotation @ shift, rotation @ turn

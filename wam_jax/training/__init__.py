@@ -1,0 +1,1 @@
+"""Training: a state that is only data, a pure step, a resumable loop."""

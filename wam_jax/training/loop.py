@@ -1,0 +1,102 @@
+"""The training loop: batches in, checkpoints and curves out; killed at any step, it goes on where it was."""
+
+import dataclasses
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from wam_jax import console
+from wam_jax.sharding import batch_sharding
+from wam_jax.training.checkpoint import Checkpoints
+from wam_jax.training.metrics import MetricsLog
+from wam_jax.training.state import TrainState
+from wam_jax.training.step import StepFn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Attributes:
+
+    steps: in all, over all resumes.
+    save_every, log_every: steps between checkpoints and between logged metrics.
+    log_batches: log every step, with a checksum of its batch (to prove that a resume repeats the data order).
+    """
+
+    steps: int
+    save_every: int = 500
+    log_every: int = 20
+    log_batches: bool = False
+
+
+def fit(
+    state: TrainState,
+    step_fn: StepFn,
+    frozen: Any,
+    data: grain.DatasetIterator,
+    mesh: Mesh,
+    directory: Path,
+    config: LoopConfig,
+    meta: dict[str, Any],
+    description: str = "training",
+) -> TrainState:
+    """Trains to ``config.steps``, resuming from the newest checkpoint in ``directory`` if there is one.
+
+    Args:
+      state: the initial state, laid out on the mesh; replaced when resuming.
+      step_fn: ``make_step``'s.
+      frozen: passed to the step; saved beside the state (None: nothing to save).
+      data: endless batches; its position is saved and restored.
+      mesh: where batches go.
+      directory: for ``checkpoints/`` and ``metrics.jsonl``.
+      config: lengths and intervals.
+      meta: the JSON part of the checkpoints.
+      description: beside the progress bar.
+
+    Raises:
+      FloatingPointError: as soon as a logged loss is not finite; names the step.
+      CheckpointError: if the directory holds a run of another configuration.
+    """
+    checkpoints = Checkpoints(directory / "checkpoints")
+    if checkpoints.latest is not None:
+        state = checkpoints.restore(state, data, meta)
+        console.log(f"{description}: resuming from step {int(state.step)}")
+    start = int(state.step)
+    log = MetricsLog(directory / "metrics.jsonl", start)
+    began = time.monotonic()
+    for step in console.progress(range(start + 1, config.steps + 1), description, config.steps, start):
+        batch = next(data)
+        state, metrics = step_fn(state, frozen, _to_devices(batch, mesh))
+        if config.log_batches or step % config.log_every == 0 or step == config.steps:
+            values = {name: float(value) for name, value in metrics.items()}
+            if not np.isfinite(values["loss"]):
+                raise FloatingPointError(
+                    f"{description}: loss is {values['loss']} at step {step}; lower train.learning_rate, or look at "
+                    f"the data with: wam index DIR"
+                )
+            if config.log_batches:
+                values["batch"] = batch_checksum(batch)
+            log.append(step, {**values, "seconds": round(time.monotonic() - began, 2)})
+        if step % config.save_every == 0 or step == config.steps:
+            checkpoints.save(step, state, data, frozen, meta)
+    checkpoints.close()
+    return state
+
+
+def batch_checksum(batch: Any) -> int:
+    """CRC-32 over all arrays of a batch, in tree order."""
+    checksum = 0
+    for leaf in jax.tree.leaves(batch):
+        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
+    return checksum
+
+
+def _to_devices(batch: Any, mesh: Mesh) -> Any:
+    """This host's part of the batch, cut over the mesh."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

@@ -1,0 +1,50 @@
+"""The arrays that travel between data, model, policy and simulation.
+
+Letters: ``B`` batch, ``T`` frames, ``V`` cameras, ``H W`` pixels, ``h w`` latent grid, ``C`` channels, ``N`` tokens,
+``D`` width, ``K`` actions in a chunk, ``A`` action size, ``P`` proprioception size, ``L`` text tokens.
+"""
+
+import dataclasses
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """Token features of an instruction from a frozen text encoder; padding is masked out."""
+
+    features: Float[Array, "*B L C"]
+    mask: Bool[Array, "*B L"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What the loader yields and the trainer eats.
+
+    Frame 0 is now, the rest are the future. A batch holds pixels (``images``) or, where a dataset was tokenised
+    ahead of training, ``latents``; the other is None. Actions and proprioception are normalised, the way the
+    dataset's statistics say. Action-free video is a batch whose ``action_mask`` is all false.
+    """
+
+    images: UInt8[Array, "*B T V H W 3"] | None
+    latents: Float[Array, "*B T V h w C"] | None
+    image_mask: Bool[Array, "*B T V"]
+    actions: Float[Array, "*B K A"]
+    action_mask: Bool[Array, "*B K A"]
+    proprio: Float[Array, "*B P"]
+    proprio_mask: Bool[Array, "*B P"]
+    text: Text
+    embodiment: Int[Array, "*B"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What a policy sees at one control step: raw pixels, normalised proprioception, the instruction's features."""
+
+    images: UInt8[Array, "*B V H W 3"]
+    proprio: Float[Array, "*B P"]
+    text: Text
