@@ -15,5 +15,5 @@ from configs import common
 def get_config() -> ConfigDict:
     config = common.get_config()
     config.demos.tasks = ("reach", "pick_lift")
-    config.demos.episodes = (1024, 1024)
+    config.demos.episodes = (768, 1024)
     return config

@@ -12,7 +12,6 @@ from data_pipelines.batches import TextTable
 from data_pipelines.episodes import EpisodeStore
 from data_pipelines.latents import LatentCache
 from data_pipelines.loader import fixed_windows, make_loader
-from data_pipelines.rlds import RldsStore
 from data_pipelines.statistics import Statistics, compute_statistics
 from data_pipelines.subset import open_split
 from data_pipelines.transforms import ActionCodec, Affine
@@ -136,6 +135,3 @@ def build_latents(data: Data, encode: Any, key: str, directory: Path) -> list[La
         )
         for number, store in enumerate(data.train)
     ]  # fmt: skip
-
-
-__all__ = ["Data", "RldsStore", "build_latents", "encode_text", "interface_sizes", "open_data"]

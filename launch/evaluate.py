@@ -1,12 +1,12 @@
 """`wam evaluate`: closed-loop success of a checkpoint in batched MJX, beside its controls."""
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -62,19 +62,11 @@ def evaluate(
 def task_text(task: str) -> Text:
     """Features of a task's instructions, in the environment's order."""
     table = encode_text(list(instruction_text(task)))
-    return Text(features=table.features, mask=table.mask)
+    return Text(features=jnp.asarray(table.features), mask=jnp.asarray(table.mask))
 
 
 def report_evaluation(report: Report, config: ConfigDict, trained: Trained, results: list[TaskResult]) -> None:
     """The closed-loop sections of a report."""
     identity: dict[str, Any] = trained.meta["identity"]
-    add_closed_loop(
-        report,
-        results,
-        identity["data"]["cameras"],
-        config.evaluation.execute,
-        identity["interface"]["frame_steps"][-1],
-    )
-
-
-__all__ = ["add_arguments", "dataclasses", "evaluate", "report_evaluation", "run"]
+    cameras, lead = identity["data"]["cameras"], identity["interface"]["frame_steps"][-1]
+    add_closed_loop(report, results, cameras, config.evaluation.execute, lead)

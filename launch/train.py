@@ -68,20 +68,19 @@ def train(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) -> dict[str
 
 def train_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path) -> FrozenTokenizer:
     """The visual autoencoder, on single frames of the training windows; then its latents' statistics."""
-    sizes = TokenizerConfig(image_size=data.windows.image_size or (64, 64), **config.tokenizer.sizes)
+    sizes = TokenizerConfig(image_size=tuple(config.data.image_size), **config.tokenizer.sizes)
     definition = define_tokenizer(sizes)
-    optimizer = OptimizerConfig(**config.tokenizer.optimizer)
     frames = dataclasses.replace(data.windows, frame_offsets=(0,))
-    identity = {
-        "tokenizer": dataclasses.asdict(sizes),
-        "optimizer": dataclasses.asdict(optimizer),
-        "data": _data_identity(config, data),
-        "seed": config.seed,
-    }
-    state = _fit(
-        config, definition, tokenizer_loss(definition), optimizer, None, data, None, mesh, directory,
-        identity, "tokenizer", config.tokenizer.batch_size, frames,
-    )  # fmt: skip
+    job = _Job(
+        name="tokenizer",
+        definition=definition,
+        loss=tokenizer_loss(definition),
+        optimizer=OptimizerConfig(**config.tokenizer.optimizer),
+        batch_size=config.tokenizer.batch_size,
+        identity={"tokenizer": dataclasses.asdict(sizes)},
+        windows=frames,
+    )
+    state = _fit(config, data, mesh, directory, job)
     sample = next(data.batches(256, config.seed + 1, None, frames)).images
     assert sample is not None
     return latent_statistics(sizes, state.ema, sample.reshape(-1, *sample.shape[-3:]))
@@ -110,59 +109,67 @@ def train_model(
     directory: Path,
 ) -> TrainState:
     """The world action model."""
-    optimizer = OptimizerConfig(**config.train.optimizer)
-    tokenizer_sizes = dataclasses.asdict(tokenizer.config)
     identity = {
         "model": to_plain(config.model),
         "interface": interface_sizes(data, tokenizer.config.latent_shape),
-        "tokenizer": tokenizer_sizes,
-        "optimizer": dataclasses.asdict(optimizer),
-        "data": _data_identity(config, data),
-        "batch_size": config.train.batch_size,
+        "tokenizer": dataclasses.asdict(tokenizer.config),
         "codec": data.codec.to_dict(),
         "proprio": data.proprio.to_dict(),
-        "seed": config.seed,
     }
     definition = define_model(identity)
-    frozen = jax.device_put(tokenizer, replicated(mesh))
-    return _fit(
-        config, definition, wam_loss(definition), optimizer, frozen, data, latents, mesh, directory,
-        identity, "world action model", config.train.batch_size, None,
-    )  # fmt: skip
+    job = _Job(
+        name="world action model",
+        definition=definition,
+        loss=wam_loss(definition),
+        optimizer=OptimizerConfig(**config.train.optimizer),
+        batch_size=config.train.batch_size,
+        identity=identity,
+        frozen=jax.device_put(tokenizer, replicated(mesh)),
+        latents=latents,
+    )
+    return _fit(config, data, mesh, directory, job)
 
 
-def _fit(
-    config: ConfigDict,
-    definition: Definition,
-    loss: LossFn,
-    optimizer_config: OptimizerConfig,
-    frozen: Any,
-    data: Data,
-    latents: list[LatentCache] | None,
-    mesh: Mesh,
-    directory: Path,
-    identity: dict[str, Any],
-    description: str,
-    batch_size: int,
-    windows: WindowSpec | None,
-) -> TrainState:
-    optimizer = make_optimizer(optimizer_config)
-    shardings = state_shardings(definition, optimizer, mesh)
-    step = make_step(loss, optimizer, ema=optimizer_config.ema, seed=config.seed, mesh=mesh, shardings=shardings)
-    state = init_state(definition, optimizer, config.seed, mesh)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What differs between training the tokenizer and training the model."""
+
+    name: str
+    definition: Definition
+    loss: LossFn
+    optimizer: OptimizerConfig
+    batch_size: int
+    identity: dict[str, Any]
+    frozen: Any = None
+    latents: list[LatentCache] | None = None
+    windows: WindowSpec | None = None
+
+
+def _fit(config: ConfigDict, data: Data, mesh: Mesh, directory: Path, job: _Job) -> TrainState:
+    optimizer = make_optimizer(job.optimizer)
+    shardings = state_shardings(job.definition, optimizer, mesh)
+    step = make_step(job.loss, optimizer, ema=job.optimizer.ema, seed=config.seed, mesh=mesh, shardings=shardings)
+    state = init_state(job.definition, optimizer, config.seed, mesh)
     console.log(
-        f"{description}: {count_params(state.params) / 1e6:.2f}M parameters, {optimizer_config.steps} steps of "
-        f"{batch_size} windows"
+        f"{job.name}: {count_params(state.params) / 1e6:.2f}M parameters, {job.optimizer.steps} steps of "
+        f"{job.batch_size} windows"
     )
     loop = LoopConfig(
-        steps=optimizer_config.steps,
+        steps=job.optimizer.steps,
         save_every=config.train.save_every,
         log_every=config.train.log_every,
         log_batches=config.train.log_batches,
     )
-    batches = data.batches(batch_size, config.seed, latents, windows)
+    batches = data.batches(job.batch_size, config.seed, job.latents, job.windows)
+    identity = {
+        **job.identity,
+        "optimizer": dataclasses.asdict(job.optimizer),
+        "batch_size": job.batch_size,
+        "data": _data_identity(config, data),
+        "seed": config.seed,
+    }
     meta = {"identity": identity, "config": to_plain(config), "statistics": data.statistics.to_dict()}
-    return fit(state, step, frozen, batches, mesh, directory, loop, meta, description)
+    return fit(state, step, job.frozen, batches, mesh, directory, loop, meta, job.name)
 
 
 def _data_identity(config: ConfigDict, data: Data) -> dict[str, Any]:

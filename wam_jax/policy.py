@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from data_pipelines.transforms import ActionCodec, Affine
@@ -44,7 +45,7 @@ class Policy:
         """One chunk of raw robot actions for each observation. This policy keeps no state between chunks."""
         model, prefix = self._prefix(params, observation)
         chunk = sample(model, prefix, rng, ("action",), self.steps)["action"]
-        return self.codec.decode(chunk), policy_state
+        return jnp.asarray(self.codec.decode(chunk)), policy_state
 
     def imagine(self, params: PolicyParams, observation: Observation, rng: jax.Array) -> UInt8[Array, "B T-1 V H W 3"]:
         """The future frames that the model expects, decoded to pixels."""
@@ -54,4 +55,5 @@ class Policy:
     def _prefix(self, params: PolicyParams, observation: Observation) -> tuple[WorldActionModel, Prefix]:
         model = self.definition.bind(params.model)
         latents = params.tokenizer.encode(observation.images)
-        return model, model.prefix(latents, self.proprio.normalise(observation.proprio), observation.text)
+        proprio = jnp.asarray(self.proprio.normalise(observation.proprio))
+        return model, model.prefix(latents, proprio, observation.text)

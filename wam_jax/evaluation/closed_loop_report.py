@@ -23,7 +23,7 @@ _LABELS = {
 
 def result_rows(results: Sequence[TaskResult]) -> list[tuple[str, ...]]:
     """One row a task and controller."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for result in results:
         for name, outcome in result.controllers.items():
             figures = outcome.summary()

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from wam_jax.policy import Policy, PolicyParams
+from wam_jax.training.losses import batch_latents
 from wam_jax.types import Batch
 from wam_jax.wam.sample import sample
 
@@ -25,7 +26,6 @@ class Heldout:
       future_mask: which future frames are within the episode.
       actions, predicted_actions: raw chunks, in the dataset's units.
       action_mask: which actions are within the episode.
-      action_scale: standard deviation of each raw action dimension over the windows.
     """
 
     present: UInt8[np.ndarray, "N V H W 3"]
@@ -47,7 +47,7 @@ class Heldout:
         return {name: float(np.mean(self._squared(guess))) for name, guess in guesses.items()}
 
     def action_errors(self) -> dict[str, float]:
-        """Root mean squared action error over the chunk, in standard deviations of the actions; 1 = predict the mean."""
+        """Root mean squared action error, in standard deviations of the actions: 1 is always predicting the mean."""
         mask = self.action_mask
         scale = _masked_std(self.actions, mask) + 1e-6
         error = ((self.predicted_actions - self.actions) / scale) ** 2
@@ -79,7 +79,7 @@ def evaluate_heldout(policy: Policy, params: PolicyParams, batch: Batch, seed: i
     @jax.jit
     def predict(params: PolicyParams, part: Batch, key: jax.Array):
         model = policy.definition.bind(params.model)
-        latents = params.tokenizer.encode(part.images)
+        latents = batch_latents(params.tokenizer, part)
         prefix = model.prefix(latents[:, 0], part.proprio, part.text)
         action_key, video_key = jax.random.split(key)
         chunk = sample(model, prefix, action_key, ("action",))["action"]
@@ -96,8 +96,8 @@ def evaluate_heldout(policy: Policy, params: PolicyParams, batch: Batch, seed: i
         outputs.append(jax.tree.map(lambda x, n=count - start: np.asarray(x)[:n], predict(params, part, key)))
     actions, imagined, reconstructed = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
     return Heldout(
-        present=batch.images[:, 0],
-        future=batch.images[:, 1:],
+        present=np.asarray(batch.images[:, 0]),
+        future=np.asarray(batch.images[:, 1:]),
         imagined=imagined,
         reconstructed=reconstructed,
         future_mask=np.asarray(batch.image_mask[:, 1:]),

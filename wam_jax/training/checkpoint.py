@@ -62,7 +62,9 @@ class Checkpoints:
         """
         self._check_same(self.meta()["identity"], meta["identity"])
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self._restore(state=ocp.args.StandardRestore(abstract), data=grain.checkpoint.CheckpointRestore(data))
+        restored = self._restore(
+            state=ocp.args.StandardRestore(abstract), data=grain.checkpoint.CheckpointRestore(data)
+        )
         return restored["state"]
 
     def meta(self) -> dict[str, Any]:

@@ -77,4 +77,4 @@ def abstract_tokenizer(sizes: dict[str, Any]) -> FrozenTokenizer:
     """Shapes of a frozen tokenizer's arrays, from the JSON of its ``TokenizerConfig``."""
     config = TokenizerConfig(**{**sizes, "image_size": tuple(sizes["image_size"])})
     channels = jax.ShapeDtypeStruct((config.channels,), "float32")
-    return FrozenTokenizer(define_tokenizer(config).shapes(), channels, channels, config)
+    return FrozenTokenizer(define_tokenizer(config).shapes(), channels, channels, config)  # type: ignore[arg-type]

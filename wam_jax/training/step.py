@@ -53,5 +53,5 @@ def make_step(
 
 def update_ema(average: Params, params: Params, step: Array, decay: float) -> Params:
     """Moving average whose decay grows from 0.1 to ``decay``, so that the random start is soon forgotten."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: kept * a + (1 - kept) * p, average, params)

@@ -85,6 +85,7 @@ class WorldActionModel(nnx.Module):
         }
         tokens = self._by_expert(groups, (video, state), positions, levels)
         _, cache = self.trunk(tokens, projected, keep=True)
+        assert cache is not None
         return Prefix(cache, projected)
 
     def velocity(self, prefix: Prefix, noisy: Mapping[str, Noisy]) -> dict[str, Float[Array, "B M ..."]]:
@@ -95,9 +96,9 @@ class WorldActionModel(nnx.Module):
         levels: dict[str, Array] = {}
         for stream, state in noisy.items():
             for draw in range(state.level.shape[1]):
-                for block, tokens, where in self._embed(stream, state.values[:, draw]):
-                    groups.append(Group(stream=stream, block=block, clean=False, size=tokens.shape[1], draw=draw))
-                    values.append(tokens)
+                for block, embedded, where in self._embed(stream, state.values[:, draw]):
+                    groups.append(Group(stream=stream, block=block, clean=False, size=embedded.shape[1], draw=draw))
+                    values.append(embedded)
                     positions.append(where)
                 levels[groups[-1].level] = state.level[:, draw]
         tokens = self._by_expert(groups, values, positions, levels)

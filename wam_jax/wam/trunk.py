@@ -139,21 +139,23 @@ class _JointAttention:
 
     def __call__(self, projected: Mapping[str, tuple[Array, Array, Array]], cached: tuple[KeysValues, ...]):
         """Attended values per expert, and this pass's own (keys, values) per group."""
-        queries, own = [None] * len(self.groups), [None] * len(self.groups)
+        queries: dict[int, Array] = {}
+        own: dict[int, KeysValues] = {}
         for name, (query, key, value) in projected.items():
             members, table = self.members[name], self.rotary[name]
             parts = (self.split(x, members) for x in (rotate(query, table), rotate(key, table), value))
             for index, q, k, v in zip(members, *parts, strict=True):
                 queries[index], own[index] = q, (k, v)
-        available = (*cached, *own)
-        attended = [None] * len(self.groups)
+        own_in_order = tuple(own[i] for i in range(len(self.groups)))
+        available = (*cached, *own_in_order)
+        attended: dict[int, Array] = {}
         for segment in self.plan:
             keys, values = (concatenate_tokens([available[i][side] for i in segment.keys]) for side in (0, 1))
             out = attend(concatenate_tokens([queries[i] for i in segment.queries]), keys, values)
             for index, part in zip(segment.queries, self.split(out, segment.queries), strict=True):
                 attended[index] = part
         by_expert = {name: concatenate_tokens([attended[i] for i in members]) for name, members in self.members.items()}
-        return by_expert, tuple(own)
+        return by_expert, own_in_order
 
     def split(self, x: Array, members: tuple[int, ...]) -> list[Array]:
         """Cuts tokens along axis 1 into the groups ``members``."""

