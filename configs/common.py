@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
 
     config.tokenizer = ConfigDict()
     config.tokenizer.sizes = ConfigDict(
-        {"patch_size": 8, "channels": 8, "width": 128, "ffn_ratio": 3, "encoder_layers": 2, "decoder_layers": 2}
+        {"patch_size": 8, "channels": 8, "width": 128, "ffn_ratio": 2, "encoder_layers": 1, "decoder_layers": 2}
     )
     config.tokenizer.batch_size = 32  # windows; each gives one frame of every camera
     config.tokenizer.optimizer = ConfigDict({"steps": 400, "learning_rate": 2e-3, "warmup": 50, "ema": 0.99})

@@ -36,7 +36,7 @@ def flow_matching_loss(
     prefix = model.prefix(now, batch.proprio * batch.proprio_mask, batch.text)
     targets = {
         "video": (latents[:, 1:].astype(jnp.float32), batch.image_mask[:, 1:, :, None, None, None]),
-        "action": (batch.actions, batch.action_mask),
+        "action": (batch.actions * batch.action_mask, batch.action_mask),
     }
     total, metrics = jnp.zeros(()), {}
     for part, part_key in zip(model.spec.components, part_keys, strict=True):

@@ -37,7 +37,6 @@ class Demonstrations:
         return self.success.astype(jnp.float32)
 
 
-@functools.partial(jit, static_argnames=("env", "num_episodes", "num_steps"))
 def generate(
     env: Tabletop, key: PRNGKeyArray, num_episodes: int, num_steps: int, action_noise: float = 0.15
 ) -> Demonstrations:
@@ -46,6 +45,11 @@ def generate(
     Args:
       action_noise: standard deviation of Gaussian noise on the three motions, in units of the action.
     """
+    return _generate(env, key, num_episodes, num_steps, action_noise)
+
+
+@functools.partial(jit, static_argnums=(0, 2, 3))
+def _generate(env: Tabletop, key: PRNGKeyArray, num_episodes: int, num_steps: int, action_noise) -> Demonstrations:
     reset_key, noise_key = jax.random.split(key)
     states = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
 

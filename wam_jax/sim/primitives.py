@@ -111,7 +111,7 @@ def _disc(radius, half_length, origin: Vector, direction: Vector):
 
 def _box(size, origin: Vector, direction: Vector):
     """Slab test: the ray is inside where it is inside all three pairs of faces."""
-    enter, leave = -MISS, MISS
+    enter, leave = jnp.asarray(-MISS), jnp.asarray(MISS)
     for half, o, d in zip(size, origin, direction, strict=True):
         inverse = 1.0 / _nonzero(d)
         middle, reach = -o * inverse, jnp.abs(inverse) * half

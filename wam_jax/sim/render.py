@@ -118,7 +118,8 @@ def make_view(model: mujoco.MjModel, camera: str, image_size: int, geom_groups: 
 
 def cast(view: View, stage: Stage, position: Float[Array, "3"], rotation: Float[Array, "3 3"]) -> Hits:
     """Follows every ray of the camera at ``position`` with axes ``rotation`` (columns) to what it meets first."""
-    direction = _rotate(rotation, view.rays)
+    x, y, z = (jnp.asarray(ray) for ray in view.rays)
+    direction = _rotate(rotation, (x, y, z))
     distance, winner = _nearest(view, stage, (position[0], position[1], position[2]), direction)
     return Hits(origin=position, direction=direction, distance=distance, winner=winner)
 
@@ -178,13 +179,13 @@ def _look_up(columns: list[Array], index: Int32[Array, "R"]) -> list[Float[Array
 
 def _diffuse(view: View, stage: Stage, point: Vector, normal: Vector) -> Float[Array, "R"]:
     """Light that reaches a point from the lamp: cosine of the angle, dimmed where something is between."""
-    to_light = tuple(stage.light[i] - point[i] for i in range(3))
+    to_light: Vector = tuple(stage.light[i] - point[i] for i in range(3))  # type: ignore[assignment]
     reach = jnp.sqrt(primitives.dot(to_light, to_light))
-    to_light = tuple(value / reach for value in to_light)
+    to_light = (to_light[0] / reach, to_light[1] / reach, to_light[2] / reach)
     cosine = jnp.maximum(primitives.dot(normal, to_light), 0.0)
     if not view.shadow:
         return cosine
-    start = tuple(p + _SHADOW_OFFSET * n for p, n in zip(point, normal, strict=True))
+    start: Vector = tuple(p + _SHADOW_OFFSET * n for p, n in zip(point, normal, strict=True))  # type: ignore[assignment]
     distance, _ = _nearest(view, stage, start, to_light)
     return jnp.where(distance < reach, _SHADOW, 1.0) * cosine
 

@@ -57,7 +57,7 @@ _LINKS = (
 
 _DEFAULTS = f"""
   <compiler angle="radian" autolimits="true"/>
-  <option timestep="{PHYSICS_TIMESTEP}" iterations="4" ls_iterations="8" solver="Newton" cone="pyramidal"
+  <option timestep="{PHYSICS_TIMESTEP}" iterations="8" ls_iterations="8" solver="Newton" cone="pyramidal"
           integrator="implicitfast"><flag eulerdamp="disable"/></option>
   <visual><global offwidth="256" offheight="256"/></visual>
   <default>

@@ -1,6 +1,7 @@
 """What a robustness study may change, as arrays: a grid of conditions is one batched run, never a recompilation."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float
 from wam_jax.sim.scene import CAMERA_NAMES, NUM_ARM_JOINTS, TABLE_COLOR
 
 
-def _constant(value) -> np.ndarray:
+def _constant(value: Any) -> Any:
     return np.asarray(value, np.float32)
 
 

@@ -1,0 +1,91 @@
+"""Every test runs on eight simulated CPU devices; the tiny world action model that many of them share.
+
+Environment and JAX options must be set before the backend starts, so they are set while this file is imported.
+"""
+
+import os
+import pathlib
+
+# XLA's CPU thread pool can wedge when many small programs share few cores, so each program keeps to one thread.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax.nn.module import Definition, Params, define
+from wam_jax.types import Batch, Text
+from wam_jax.wam.model import WorldActionModel
+from wam_jax.wam.spec import Interface, Spec
+from wam_jax.zoo import joint_mot
+
+CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "tests"
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
+hypothesis.settings.load_profile("tests")
+
+INTERFACE = Interface(
+    latent_shape=(4, 4, 2), cameras=2, frame_steps=(0, 4, 8), action_horizon=3, action_size=4, proprio_size=3,
+    text_width=5,
+)  # fmt: skip
+
+
+class TinyModel:
+    """Makes small specs, definitions and parameters; all widths divide by 2, 4 and 8."""
+
+    interface = INTERFACE
+
+    @staticmethod
+    def spec(**changes) -> Spec:
+        sizes = {"num_layers": 2, "num_heads": 4, "head_dim": 6, "video_width": 24, "action_width": 16, "ffn_ratio": 2}
+        return joint_mot(**{**sizes, "action_draws": 2, "video_batch_share": 0.5, **changes})
+
+    def define(self, **changes) -> Definition[WorldActionModel]:
+        spec = self.spec(**changes)
+        return define(lambda rngs: WorldActionModel(spec, INTERFACE, rngs))
+
+    @staticmethod
+    def params(definition: Definition) -> Params:
+        """Random everywhere: at its real start a model's heads are zero, and would hide every difference."""
+        leaves, tree = jax.tree.flatten(definition.shapes())
+        rng = np.random.default_rng(0)
+        return tree.unflatten([jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32) for leaf in leaves])
+
+
+@pytest.fixture(scope="session")
+def tiny() -> TinyModel:
+    return TinyModel()
+
+
+@pytest.fixture(scope="session")
+def batch() -> Batch:
+    """Eight samples of latents with every mask partly false."""
+    rng = np.random.default_rng(1)
+    size, frames = 8, len(INTERFACE.frame_steps)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=(size, *shape)).astype(np.float32)
+
+    text_mask = np.ones((size, 4), bool)
+    text_mask[::2, 2:] = False
+    action_mask = np.ones((size, INTERFACE.action_horizon, INTERFACE.action_size), bool)
+    action_mask[1, 1:] = False
+    image_mask = np.ones((size, frames, INTERFACE.cameras), bool)
+    image_mask[0, 2] = False
+    return Batch(
+        images=None,
+        latents=normal(frames, INTERFACE.cameras, *INTERFACE.latent_shape),
+        image_mask=image_mask,
+        actions=normal(INTERFACE.action_horizon, INTERFACE.action_size),
+        action_mask=action_mask,
+        proprio=normal(INTERFACE.proprio_size),
+        proprio_mask=np.ones((size, INTERFACE.proprio_size), bool),
+        text=Text(features=normal(4, INTERFACE.text_width), mask=text_mask),
+        embodiment=np.zeros(size, np.int32),
+    )
