@@ -7,7 +7,9 @@ import os
 import pathlib
 
 # XLA's CPU thread pool can wedge when many small programs share few cores, so each program keeps to one thread.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+# Tests compile far more than they compute, so LLVM is told not to optimise.
+FLAGS = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis

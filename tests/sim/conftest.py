@@ -28,4 +28,5 @@ def place_states(place):
 
 @pytest.fixture(scope="session")
 def reach_demonstrations(reach):
-    return generate(reach, jax.random.key(0), NUM_EPISODES, reach.episode_steps)
+    """The first batch that ``generate_batches`` makes of key 0."""
+    return generate(reach, jax.random.fold_in(jax.random.key(0), 0), NUM_EPISODES, reach.episode_steps)

@@ -1,6 +1,7 @@
 """The ray caster against MuJoCo's own ray casting, and against its OpenGL renderer where there is one."""
 
 import importlib
+import sys
 
 import jax
 import mujoco
@@ -71,7 +72,7 @@ def test_wrist_camera_cannot_see_what_it_leaves_out(place, place_states):
 def test_matches_mujoco_opengl_segmentation(place, place_states, geometry, monkeypatch):
     try:
         egl = importlib.import_module("mujoco.egl")
-        monkeypatch.setattr("mujoco.renderer.gl_context.GLContext", egl.GLContext, raising=True)
+        monkeypatch.setattr(sys.modules[mujoco.Renderer.__module__].gl_context, "GLContext", egl.GLContext)
         renderer = mujoco.Renderer(place.model, place.image_size, place.image_size)
     except Exception as error:  # what is raised depends on the driver that is missing
         pytest.skip(f"no EGL here: {error!r}")

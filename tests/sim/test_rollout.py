@@ -10,6 +10,7 @@ import pytest
 from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.nn.module import define
 from wam_jax.policy import Policy, PolicyParams
+from wam_jax.sim import compilation
 from wam_jax.sim.rollout import WamParams, record, rollout, scripted_actor, wam_actor
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer
@@ -92,5 +93,5 @@ def test_recording_has_a_frame_a_step_and_a_future_a_replanning(env, keys, polic
     recording = record(env, policy, 2, 4)(wam, keys[:2], jax.random.key(0))
     assert recording.frames.shape == (4, 2, 2, 16, 16, 3)
     assert recording.imagined.shape == (2, 2, 1, 2, 16, 16, 3)
-    starts = jax.vmap(env.reset)(keys[:2])
+    starts = compilation.jit(jax.vmap(env.reset))(keys[:2])
     np.testing.assert_array_equal(recording.instruction, starts.instruction)

@@ -4,7 +4,7 @@ Joint frames are those of the Franka Emika Panda (MuJoCo Menagerie, ``franka_emi
 replaced by capsules and cylinders, which collide with nothing. Only what a task needs may touch: objects the table,
 the fingers and each other. Positions are metres, angles radians; z points up, x away from the robot's base.
 
-Geom group 0 is what the wrist camera can see; group 1 (the arm above the fingers, the wall) it never sees.
+Geom group 0 is what the wrist camera can see; group 1 (the arm between base and fingers) it never does.
 """
 
 import mujoco
@@ -101,7 +101,7 @@ def _arm() -> str:
           <inertial mass="{mass}" pos="{center}" diaginertia="{inertia}"/>
           <joint name="joint{index}" axis="0 0 1" range="{joint_range}"/>
           <geom name="link{index}" {geom}/>{chain}</body>"""
-    base = '<geom name="base" type="cylinder" size=".08 .07" pos="0 0 .07"/>'
+    base = '<geom name="base" type="cylinder" size=".08 .07" pos="0 0 .07" group="0"/>'
     return f'<body name="base" childclass="arm">{base}{chain}</body>'
 
 
@@ -133,7 +133,7 @@ def build_model(bodies: list[str]) -> mujoco.MjModel:
       <camera name="front" pos="1.15 0 .75" xyaxes="0 1 0 -.72 0 .69" fovy="30"/>
       <geom name="table" type="plane" size="0 0 .1" rgba="{" ".join(map(str, TABLE_COLOR))} 1"
             contype="1" conaffinity="2"/>
-      <geom name="wall" type="box" size=".02 .6 .3" pos="-.3 0 .3" rgba=".6 .7 .8 1" group="1"/>
+      <geom name="wall" type="box" size=".02 .6 .3" pos="-.3 0 .3" rgba=".6 .7 .8 1"/>
       {_arm()}
       {"".join(bodies)}
     </worldbody>{_actuators()}</mujoco>""")

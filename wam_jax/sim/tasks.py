@@ -25,7 +25,7 @@ RELEASED_OPENING = 0.75  # of the gripper's full opening; a cube held keeps it a
 _SPHERE_RADIUS = 0.03
 _CUBE_HALF_SIZE = 0.022
 _GOAL_HALF_THICKNESS = 0.001
-_LAYOUT_CANDIDATES = 64
+_LAYOUT_CANDIDATES = 256
 
 
 @jax.tree_util.register_dataclass
@@ -213,7 +213,7 @@ def build_model(task: Task) -> mujoco.MjModel:
 
 
 def sample_layout(task: Task, key: PRNGKeyArray) -> Layout:
-    """Draws a layout whose things lie apart as the task asks (of 64 draws; the least crowded if none does)."""
+    """Draws a layout whose things lie apart as the task asks (of 256 draws; the least crowded if none does)."""
     place, turn, paint, name_object, name_goal = jax.random.split(key, 5)
     n, g = task.num_objects, task.num_goals
     named_object = jax.random.randint(name_object, (), 0, n)
