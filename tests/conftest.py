@@ -1,16 +1,10 @@
 """Every test runs on eight simulated CPU devices; the tiny world action model that many of them share.
 
-Environment and JAX options must be set before the backend starts, so they are set while this file is imported.
+The backend reads its options once, when it starts, so they are set and it is started while this file is imported.
 """
 
 import os
 import pathlib
-
-# XLA's CPU thread pool can wedge when many small programs share few cores, so each program keeps to one thread.
-# Tests compile far more than they compute, so LLVM is told not to optimise.
-FLAGS = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax
@@ -26,9 +20,19 @@ from wam_jax.zoo import joint_mot
 
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "tests"
 
+# XLA's CPU thread pool can wedge when many small programs share few cores, so each program keeps to one thread.
+ONE_THREAD = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+# Tests compile far more than they compute, so LLVM is told not to optimise.
+COMPILE_QUICKLY = "--xla_backend_optimization_level=0"
+
+os.environ["XLA_FLAGS"] = f"{ONE_THREAD} {COMPILE_QUICKLY}"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.devices()  # starts the backend, which reads its flags now
+os.environ["XLA_FLAGS"] = ONE_THREAD  # programs that tests start (training, notebooks) compute more than they compile
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("tests")
 

@@ -34,7 +34,7 @@ def test_values_outside_the_range_are_clipped():
 
 
 @pytest.fixture(scope="module")
-def pass_through(params):
+def pass_through():
     """A tokenizer without layers whose projections are slices of the identity: patches go in, and out, as they are."""
     config = TokenizerConfig(
         image_size=(8, 12), patch_size=2, channels=12, width=12, num_heads=2, encoder_layers=0, decoder_layers=0

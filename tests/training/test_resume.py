@@ -36,7 +36,7 @@ def write_demonstrations(directory: Path) -> Path:
 
 def run(dataset: Path, workdir: Path, kill_step: int = 0) -> subprocess.CompletedProcess:
     command = [sys.executable, str(Path(__file__).with_name("interrupted_training.py"))]
-    environment = {**os.environ, "WAM_CACHE": str(ROOT / ".cache" / "tests")}
+    environment = {**os.environ, "WAM_CACHE": str(ROOT / ".cache" / "wam")}
     return subprocess.run(
         [*command, str(dataset), str(workdir), str(kill_step)],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
@@ -81,7 +81,11 @@ def test_parameters_moving_average_and_moments_are_bitwise_equal(runs):
     }  # fmt: skip
     for path, value in straight.items():
         np.testing.assert_array_equal(resumed[path], value, err_msg=path)
-    moved = [path for path, x in straight.items() if "params" in path and np.any(x != straight[path.replace("params", "ema")])]
+    moved = [
+        path
+        for path, x in straight.items()
+        if "params" in path and np.any(x != straight[path.replace("params", "ema")])
+    ]
     assert moved  # otherwise nothing was trained, and equality says nothing
 
 

@@ -59,6 +59,6 @@ def test_streams_that_see_each_other_are_one_component(tiny):
     ],
 )
 def test_zoo_names_what_it_does_not_have(name, sizes, message):
-    with pytest.raises(ValueError, match="is not in the zoo|unexpected|is unknown") as error:
+    with pytest.raises(ValueError, match=r"is not in the zoo|unexpected|is unknown") as error:
         make_spec(name, **sizes)
     assert str(error.value).startswith(message)

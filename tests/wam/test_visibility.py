@@ -1,5 +1,7 @@
 """The attention plan covers exactly what the rules allow, and components are what the rules join."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,8 +46,8 @@ def test_plan_covers_exactly_the_visible_pairs_and_each_query_once(groups, coupl
 @given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3).filter(any), min_size=1, max_size=8))
 def test_neighbours_with_equal_visible_sets_share_a_segment(rows):
     plan = attention_plan(np.array(rows))
-    assert len(plan) == 1 + sum(a != b for a, b in zip(rows, rows[1:], strict=False))
-    assert all(a.keys != b.keys for a, b in zip(plan, plan[1:], strict=False))
+    assert len(plan) == 1 + sum(a != b for a, b in itertools.pairwise(rows))
+    assert all(a.keys != b.keys for a, b in itertools.pairwise(plan))
 
 
 @given(groups, couplings)

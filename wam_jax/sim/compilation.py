@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 
-# Two faults of XLA's CPU backend, both seen on batched MJX; other platforms ignore the options.
+# Two precautions against XLA's CPU backend; other platforms ignore the options.
 # - Its newer code generator recomputes a kinematic chain joint by joint: a step of the arm took a thousand times longer
 #   (jax-ml/jax#33761, google-deepmind/mujoco#2957; gone, with its option, in jax 0.12).
-# - Its Eigen thread pool can lose work of batched loops, and the program then waits for ever with every thread idle.
+# - One thread for Eigen's matrix products: batched programs on two cores have been seen to wait for ever with every
+#   thread idle. The cause that was found is mended in physics.py; this costs little and narrows what is left.
 COMPILER_OPTIONS: dict[str, bool] = {"xla_cpu_multi_thread_eigen": False}
 if jax.__version_info__ < (0, 12):
     COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
