@@ -3,8 +3,7 @@
     wam quickstart
 
 A joint world action model of 1.3M parameters learns from two cameras and a sentence: reach the named sphere among
-three, lift the named cube of two. Demonstrations, tokenizer, training and closed-loop evaluation together take under
-20 minutes on two cores; the README has the measured success.
+three, lift the named cube of two. The goal is under 20 minutes on two cores; the README says what has been measured.
 """
 
 from ml_collections import ConfigDict

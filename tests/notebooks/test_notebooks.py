@@ -11,6 +11,7 @@ from wam_jax import assets
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 
 
+@pytest.mark.slow
 def test_quickstart_notebook_trains_and_evaluates(tmp_path, monkeypatch):
     if any(asset.state != "here" for asset in assets.status()):
         pytest.skip("the text encoder's weights are not installed; see wam doctor")
