@@ -56,7 +56,8 @@ def progress(items: Iterable[T], description: str, total: int | None = None, sta
             steady = now  # the first item often compiles: the rate is that of the others
         if now - last > _PLAIN_INTERVAL_S:
             last = now
-            eta_s = (now - steady) / max(done - start - 1, 1) * (total - done)
+            pace = now - began if done == start + 1 else (now - steady) / (done - start - 1)
+            eta_s = pace * (total - done)
             log(f"{description}: {done}/{total}, {duration(now - began)} gone, {duration(eta_s)} to go")
 
 
