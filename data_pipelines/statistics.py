@@ -61,15 +61,23 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Statistics:
-    """Summaries of the encoded actions and of the proprioception of one dataset or a mixture."""
+    """Summaries of one dataset or a mixture.
+
+    Attributes:
+      action: encoded actions.
+      proprio: proprioception.
+      cumulative: which action dimensions are encoded as displacements.
+      largest_action: magnitude of the largest raw action.
+    """
 
     action: Summary
     proprio: Summary
     cumulative: Bool[np.ndarray, "A"]
+    largest_action: Float[np.ndarray, "A"]
 
     def action_codec(self, kind: Kind, leave: Sequence[int] = ()) -> ActionCodec:
         """The codec that normalises actions as `Summary.affine` says."""
-        return ActionCodec(self.cumulative, self.action.affine(kind, leave))
+        return ActionCodec(self.cumulative, self.action.affine(kind, leave), self.largest_action)
 
     def proprio_affine(self, kind: Kind, leave: Sequence[int] = ()) -> Affine:
         """The normalisation of proprioception, as `Summary.affine` says."""
@@ -80,6 +88,7 @@ class Statistics:
         summaries = {"action": self.action, "proprio": self.proprio}
         return {
             "cumulative": self.cumulative.tolist(),
+            "largest_action": self.largest_action.tolist(),
             **{
                 name: {key: value if key == "count" else value.tolist() for key, value in vars(summary).items()}
                 for name, summary in summaries.items()
@@ -96,7 +105,11 @@ class Statistics:
             )
             for name in ("action", "proprio")
         }
-        return cls(cumulative=np.array(data["cumulative"], bool), **summaries)
+        return cls(
+            cumulative=np.array(data["cumulative"], bool),
+            largest_action=np.array(data["largest_action"], np.float32),
+            **summaries,
+        )
 
 
 def compute_statistics(
@@ -118,7 +131,12 @@ def compute_statistics(
     flags = np.zeros(actions.shape[1], bool) if cumulative is None else np.asarray(cumulative, bool)
     if flags.shape != actions.shape[1:]:
         raise ValueError(f"{len(flags)} cumulative flags for an action of {actions.shape[1]} dimensions")
-    return Statistics(_summarise(_encoded_actions(stores, spec, actions, flags)), _summarise(_blocks(proprio)), flags)
+    return Statistics(
+        action=_summarise(_encoded_actions(stores, spec, actions, flags)),
+        proprio=_summarise(_blocks(proprio)),
+        cumulative=flags,
+        largest_action=np.abs(actions).max(0),
+    )
 
 
 def stack_columns(stores: Sequence[EpisodeStore], key: str) -> Float[np.ndarray, "S A"]:

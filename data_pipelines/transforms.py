@@ -49,10 +49,17 @@ class ActionCodec:
 
     On ``cumulative`` dimensions, which hold deltas, a chunk is encoded as the displacement since its start: a sum of
     small steps is what the scene shows, and its scale does not vanish beside the noise. Then all are normalised.
+
+    Attributes:
+      cumulative: which dimensions are deltas.
+      affine: normalises the displacements, and the other dimensions as they are.
+      limit: largest magnitude of one raw action. Where a decoded delta would exceed it, the rest is made up by the
+        deltas after it, so that the chunk still arrives; None where there is no limit.
     """
 
     cumulative: Bool[np.ndarray, "A"]
     affine: Affine
+    limit: Float[np.ndarray, "A"] | None = None
 
     def __post_init__(self) -> None:
         if self.cumulative.shape != self.affine.offset.shape:
@@ -70,20 +77,26 @@ class ActionCodec:
         return self.affine.normalise(accumulate(chunk, self.cumulative))
 
     def decode(self, encoded: Float[AnyArray, "*B K A"]) -> Float[AnyArray, "*B K A"]:
-        """Model space to raw actions; the inverse of `encode`."""
+        """Model space to raw actions; the inverse of `encode` for actions within ``limit``."""
         chunk = self.affine.unnormalise(encoded)
         xp = chunk.__array_namespace__()
-        previous = xp.concatenate([xp.zeros_like(chunk[..., :1, :]), chunk[..., :-1, :]], -2)
-        return xp.where(self.cumulative, chunk - previous, chunk)
+        reached, deltas = xp.zeros_like(chunk[..., 0, :]), []
+        for step in range(chunk.shape[-2]):
+            delta = chunk[..., step, :] - reached
+            deltas.append(delta if self.limit is None else xp.clip(delta, -self.limit, self.limit))
+            reached = reached + deltas[-1]
+        return xp.where(self.cumulative, xp.stack(deltas, -2), chunk)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, for JSON; exact."""
-        return {"cumulative": self.cumulative.tolist(), "affine": self.affine.to_dict()}
+        limit = None if self.limit is None else self.limit.tolist()
+        return {"cumulative": self.cumulative.tolist(), "affine": self.affine.to_dict(), "limit": limit}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "ActionCodec":
         """The inverse of `to_dict`."""
-        return cls(np.array(data["cumulative"], bool), Affine.from_dict(data["affine"]))
+        limit = None if data["limit"] is None else np.array(data["limit"], np.float32)
+        return cls(np.array(data["cumulative"], bool), Affine.from_dict(data["affine"]), limit)
 
 
 def accumulate(chunk: Float[AnyArray, "*B K A"], cumulative: Bool[np.ndarray, "A"]) -> Float[AnyArray, "*B K A"]:

@@ -11,7 +11,7 @@ from data_pipelines.write_rlds import RldsWriter
 from launch import devices
 from launch.config import ConfigError, load_config
 from wam_jax import console
-from wam_jax.sim.demonstrations import generate_batches
+from wam_jax.sim.demonstrations import Demonstrations, generate_batches, steps_to_success
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import TASK_NAMES
 
@@ -59,28 +59,32 @@ def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
     sizes = dict.fromkeys(env.cameras, tuple(config.data.image_size))
     splits = {"train": episodes, "val": config.demos.validation_episodes}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    successes = []
+    successes: list[np.ndarray] = []
+    lengths: list[int] = []
     with RldsWriter(folder, name, sizes, env.action_size, env.proprio_size) as writer:
         for number, (split, count) in enumerate(splits.items()):
             key = jax.random.fold_in(jax.random.key(config.seed), TASK_NAMES.index(task) * len(splits) + number)
             batches = generate_batches(env, key, count, action_noise=config.demos.action_noise, batch_size=_BATCH)
             for batch in console.progress(batches, f"{name} {split}", total=-(-count // _BATCH)):
                 successes.append(np.asarray(batch.success[:, -1]))
-                _write(writer, env, batch, split)
+                lengths.extend(_write(writer, env, batch, split, config.demos.hold_steps))
     rate = np.concatenate(successes).mean()
-    console.log(f"{name}: {sum(splits.values())} episodes of {env.episode_steps} steps, expert success {rate:.3f}")
+    console.log(f"{name}: {len(lengths)} episodes of {np.mean(lengths):.0f} steps, expert success {rate:.3f}")
     return folder
 
 
-def _write(writer: RldsWriter, env: Tabletop, batch, split: str) -> None:
+def _write(writer: RldsWriter, env: Tabletop, batch: Demonstrations, split: str, hold_steps: int) -> list[int]:
+    """Writes episodes that end ``hold_steps`` after success; returns their lengths."""
     batch = jax.tree.map(np.asarray, batch)
     rewards = np.asarray(batch.reward)
-    for episode in range(len(batch.action)):
+    lengths = np.minimum(steps_to_success(batch.success) + hold_steps, batch.success.shape[1])
+    for episode, length in enumerate(lengths):
         writer.add_episode(
-            {camera: batch.images[episode, :, view] for view, camera in enumerate(env.cameras)},
-            batch.action[episode],
-            batch.proprio[episode],
+            {camera: batch.images[episode, :length, view] for view, camera in enumerate(env.cameras)},
+            batch.action[episode, :length],
+            batch.proprio[episode, :length],
             env.instructions[int(batch.instruction[episode])],
-            rewards[episode],
+            rewards[episode, :length],
             split=split,
         )
+    return lengths.tolist()

@@ -53,5 +53,5 @@ def _devices(platform: str, cpu_devices: int) -> list[jax.Device]:
         extra = {"gpu": "cuda", "tpu": "tpu"}[platform]
         raise DeviceError(
             f"config.platform={platform} but JAX finds only: {', '.join(sorted({d.platform for d in jax.devices()}))}; "
-            f"install it with: pip install 'wam_jax[{extra}]', or set --config.platform=auto"
+            f"install it with: pip install -e '.[{extra}]', or set --config.platform=auto"
         ) from error

@@ -20,7 +20,7 @@ from launch.data import Data, build_latents, interface_sizes, open_data
 from wam_jax import console
 from wam_jax.evaluation.heldout import evaluate_heldout
 from wam_jax.evaluation.report import Report, write_summary
-from wam_jax.evaluation.training_report import add_heldout, add_training_curve
+from wam_jax.evaluation.training_report import HELDOUT_COLUMNS, add_heldout, add_training_curve, heldout_rows
 from wam_jax.nn.module import Definition
 from wam_jax.sharding import replicated
 from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer, latent_statistics
@@ -46,8 +46,6 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     report = Report(f"Training: {Path(args.config).stem}", subtitle=str(workdir))
     summary = {"stages_s": seconds, **report_training(config, data, mesh, workdir, report)}
     write_summary(workdir, summary)
-    rows = [(name, *values) for name, values in heldout_rows(summary["heldout"])]
-    console.table("Held-out windows", ("dataset", *HELDOUT_COLUMNS), rows)
     console.log(f"wrote {report.write(workdir)}")
 
 
@@ -180,9 +178,6 @@ def _data_identity(config: ConfigDict, data: Data) -> dict[str, Any]:
     return {**fields, "fingerprints": [store.fingerprint for store in data.train]}
 
 
-HELDOUT_COLUMNS = ("windows", "action error", "repeat present", "imagined", "tokenizer")
-
-
 def report_training(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path, report: Report) -> dict[str, Any]:
     """Curves, and action and image errors on held-out windows of every dataset, into the report and a summary."""
     trained = load_trained(workdir, mesh)
@@ -193,6 +188,7 @@ def report_training(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path, r
         console.log(f"held-out windows of {store.name}: done")
     add_training_curve(report, workdir / "metrics.jsonl")
     add_heldout(report, results, data.windows.cameras)
+    console.table("Held-out windows", HELDOUT_COLUMNS, heldout_rows(results))
     params = {expert: count_params(tree) for expert, tree in trained.params.model["trunk"]["blocks"].items()}
     return {
         "step": trained.step,
@@ -205,20 +201,3 @@ def report_training(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path, r
 def _label(data: Data, number: int) -> str:
     names = [store.name for store in data.validation]
     return names[number] if names.count(names[number]) == 1 else f"{names[number]}_{number}"
-
-
-def heldout_rows(heldout: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Table rows of `report_training`'s summary."""
-    return [
-        (
-            name,
-            [
-                result["n"],
-                f"{result['action_error']:.3f}",
-                f"{result['image_error']['repeat_present']:.4f}",
-                f"{result['image_error']['imagined']:.4f}",
-                f"{result['image_error']['tokenizer']:.4f}",
-            ],
-        )
-        for name, result in heldout.items()
-    ]

@@ -20,7 +20,7 @@ from wam_jax.zoo import joint_mot
 
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "tests"
 
-# XLA's CPU thread pool can wedge when many small programs share few cores, so each program keeps to one thread.
+# Many small programs share few cores, so each keeps to one thread.
 ONE_THREAD = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
 # Tests compile far more than they compute, so LLVM is told not to optimise.
 COMPILE_QUICKLY = "--xla_backend_optimization_level=0"

@@ -1,5 +1,7 @@
 """Named systems, each a spec."""
 
+from collections.abc import Sequence
+
 from wam_jax.wam.noise import LogitNormal, StreamNoise
 from wam_jax.wam.spec import Expert, Spec, Stream
 from wam_jax.wam.visibility import COUPLINGS
@@ -13,6 +15,8 @@ def joint_mot(
     video_width: int = 128,
     action_width: int = 64,
     ffn_ratio: int = 3,
+    video_conditions: Sequence[str] = ("text",),
+    action_conditions: Sequence[str] = ("text", "state"),
     coupling: str = "isolated",
     action_draws: int = 4,
     video_batch_share: float = 0.25,
@@ -44,8 +48,15 @@ def joint_mot(
         num_heads=num_heads,
         head_dim=head_dim,
         experts=(
-            Expert(name="video", width=video_width, ffn_width=ffn_ratio * video_width),
-            Expert(name="action", width=action_width, ffn_width=ffn_ratio * action_width),
+            Expert(
+                name="video", width=video_width, ffn_width=ffn_ratio * video_width, conditions=tuple(video_conditions)
+            ),
+            Expert(
+                name="action",
+                width=action_width,
+                ffn_width=ffn_ratio * action_width,
+                conditions=tuple(action_conditions),
+            ),
         ),
         streams=(
             Stream(

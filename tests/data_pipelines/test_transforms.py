@@ -32,6 +32,12 @@ def test_encode_is_displacement_since_the_start_then_affine() -> None:
     np.testing.assert_array_equal(_CODEC.encode(chunk), expected)
 
 
+def test_what_exceeds_the_largest_action_is_made_up_later() -> None:
+    codec = ActionCodec(np.array([True, False]), Affine.identity(2), limit=np.array([1, 1], np.float32))
+    displacement = np.array([[2, 5], [2.5, 5], [2.5, 5], [2.5, 5]], np.float32)
+    np.testing.assert_array_equal(codec.decode(displacement), [[1, 5], [1, 5], [0.5, 5], [0, 5]])
+
+
 def test_jax_agrees_with_numpy_and_jits() -> None:
     chunk = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
     encoded = _CODEC.encode(chunk)
@@ -47,6 +53,9 @@ def test_json_round_trip_is_exact() -> None:
     np.testing.assert_array_equal(again.affine.offset, odd.offset)
     np.testing.assert_array_equal(again.affine.scale, odd.scale)
     np.testing.assert_array_equal(again.cumulative, _CUMULATIVE)
+    assert again.limit is None
+    limited = ActionCodec(_CUMULATIVE, odd, limit=np.array([0.1, 1, 1 / 3], np.float32))
+    np.testing.assert_array_equal(ActionCodec.from_dict(json.loads(json.dumps(limited.to_dict()))).limit, limited.limit)
 
 
 def test_what_cannot_be_inverted_is_refused() -> None:

@@ -54,7 +54,7 @@ def test_unknown_verb_is_refused(capsys):
         ),
         (
             ["train", "--config", QUICKSTART, "--config.platform=gpu"],
-            "wam train: config.platform=gpu but JAX finds only: cpu; install it with: pip install 'wam_jax[cuda]', "
+            "wam train: config.platform=gpu but JAX finds only: cpu; install it with: pip install -e '.[cuda]', "
             "or set --config.platform=auto",
         ),
     ],

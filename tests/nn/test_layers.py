@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from wam_jax.nn.attention import attend
+from wam_jax.nn.embeddings import Conditioning
 from wam_jax.nn.module import FeedForward, LayerNorm, Linear, RMSNorm, define, stack, standardize
 from wam_jax.nn.rotary import rotary_table, rotate
 
@@ -92,3 +93,15 @@ def test_every_parameter_names_one_axis_a_dimension(tiny):
     ranks = jax.tree.map(lambda shape, names: (len(shape.shape), len(names)), shapes, axes)
     for path, (rank, names) in jax.tree_util.tree_leaves_with_path(ranks, is_leaf=lambda x: isinstance(x, tuple)):
         assert rank == names, jax.tree_util.keystr(path)
+
+
+def test_conditioning_depends_on_its_conditions_and_on_no_other():
+    module = define(lambda rngs: Conditioning(8, {"text": 3}, rngs))
+    conditioning = module.bind(module.init(jax.random.key(0)))
+    level = jnp.array([[0.2, 0.7]])
+    text, other = jnp.ones((1, 3)), jnp.ones((1, 5))
+    base = conditioning(level, {"text": text, "state": other})
+    assert base.shape == (1, 2, 6, 8)
+    np.testing.assert_array_equal(base, conditioning(level, {"text": text, "state": -other}))
+    assert np.abs(base - conditioning(level, {"text": -text, "state": other})).max() > 1e-3
+    assert np.abs(base[:, 0] - base[:, 1]).max() > 1e-3

@@ -25,7 +25,7 @@ class Oracle:
 
     def prefix(self, latents, proprio, text) -> Prefix:
         nothing = jnp.zeros((1, latents.shape[0], 0, 1, 1))
-        return Prefix(Cache((), ((nothing, nothing),)), {})
+        return Prefix(Cache((), ((nothing, nothing),)), {}, {})
 
     def velocity(self, prefix, noisy):
         out = {}

@@ -7,7 +7,7 @@ from conftest import NUM_EPISODES
 
 from wam_jax.sim.compilation import jit
 from wam_jax.sim.control import ACTION_SCALE
-from wam_jax.sim.demonstrations import generate, generate_batches
+from wam_jax.sim.demonstrations import generate, generate_batches, steps_to_success
 from wam_jax.sim.tabletop import Tabletop
 
 
@@ -52,6 +52,12 @@ def test_a_batch_of_episodes_is_each_of_them(reach, reach_demonstrations):
     for index in (0, 5):
         proprio = alone(reset_keys[index], reach_demonstrations.action[index, 0])
         np.testing.assert_allclose(proprio, reach_demonstrations.proprio[index, 1], atol=1e-5)
+
+
+def test_steps_to_success_counts_to_the_last_time_that_it_did_not_hold():
+    held = ["0000", "0101", "0111", "1111", "1110"]
+    success = np.array([[step == "1" for step in episode] for episode in held])
+    np.testing.assert_array_equal(steps_to_success(success), [4, 3, 1, 0, 4])
 
 
 @pytest.mark.slow

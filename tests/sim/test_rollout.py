@@ -11,7 +11,7 @@ from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.nn.module import define
 from wam_jax.policy import Policy, PolicyParams
 from wam_jax.sim import compilation
-from wam_jax.sim.rollout import WamParams, record, rollout, scripted_actor, wam_actor
+from wam_jax.sim.rollout import WamParams, draw, imagine, rollout, scripted_actor, wam_actor
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer
 from wam_jax.types import Text
@@ -62,36 +62,51 @@ def scripted(env):
     return rollout(env, scripted_actor(env), STEPS)
 
 
+@pytest.fixture(scope="module")
+def run(env, policy_and_params):
+    return rollout(env, wam_actor(env, policy_and_params[0], execute=2), 4)
+
+
+@pytest.fixture(scope="module")
+def trace(run, keys, policy_and_params):
+    return run(policy_and_params[1], keys, jax.random.key(0))
+
+
 def test_expert_succeeds_and_random_actions_do_not(scripted, keys):
-    expert = scripted(jnp.asarray(0.0), keys, jax.random.key(0))
+    expert = scripted(jnp.asarray(0.0), keys, jax.random.key(0)).outcome
     assert expert.success.shape == (STEPS, EPISODES)
     assert bool(expert.success[-1].all())
     assert not bool(expert.wrong[-1].any())
-    random = scripted(jnp.asarray(1.0), keys, jax.random.key(0))
+    random = scripted(jnp.asarray(1.0), keys, jax.random.key(0)).outcome
     assert int(random.success[-1].sum()) <= 1
 
 
 def test_starts_depend_on_episode_keys_alone(scripted, keys):
-    first = scripted(jnp.asarray(1.0), keys, jax.random.key(0))
-    other_noise = scripted(jnp.asarray(1.0), keys, jax.random.key(1))
+    first = scripted(jnp.asarray(1.0), keys, jax.random.key(0)).outcome
+    other_noise = scripted(jnp.asarray(1.0), keys, jax.random.key(1)).outcome
     np.testing.assert_allclose(first.error[0], other_noise.error[0], atol=0.05)
     assert float(jnp.abs(first.error[-1] - other_noise.error[-1]).max()) > 0
 
 
-def test_a_policy_told_another_object_acts_otherwise_but_is_judged_alike(env, keys, policy_and_params):
-    policy, wam = policy_and_params
-    run = rollout(env, wam_actor(env, policy, execute=2), 4)
-    told = run(wam, keys, jax.random.key(0))
+def test_a_policy_told_another_object_acts_otherwise_but_is_judged_alike(trace, keys, policy_and_params, run):
+    _, wam = policy_and_params
     again = run(wam, keys, jax.random.key(0))
-    np.testing.assert_array_equal(told.error, again.error)
+    np.testing.assert_array_equal(trace.outcome.error, again.outcome.error)
     misinformed = run(dataclasses.replace(wam, misinform=jnp.asarray(True)), keys, jax.random.key(0))
-    assert float(jnp.abs(told.error - misinformed.error).max()) > 0
+    assert float(jnp.abs(trace.outcome.error - misinformed.outcome.error).max()) > 0
 
 
-def test_recording_has_a_frame_a_step_and_a_future_a_replanning(env, keys, policy_and_params):
+def test_a_trace_is_drawn_as_the_states_would_be(env, keys, trace):
+    starts = compilation.jit(jax.vmap(env.reset))(keys)
+    frames = draw(env)(trace.stage)
+    assert frames.shape == (4, EPISODES, 2, 16, 16, 3)
+    np.testing.assert_array_equal(frames[0], compilation.jit(jax.vmap(env.render))(starts))
+    np.testing.assert_array_equal(trace.instruction, starts.instruction)
+    np.testing.assert_allclose(trace.proprio[0], jax.vmap(env.proprio)(starts), atol=1e-6)
+
+
+def test_a_future_is_imagined_for_each_replanning_and_episode(env, trace, policy_and_params):
     policy, wam = policy_and_params
-    recording = record(env, policy, 2, 4)(wam, keys[:2], jax.random.key(0))
-    assert recording.frames.shape == (4, 2, 2, 16, 16, 3)
-    assert recording.imagined.shape == (2, 2, 1, 2, 16, 16, 3)
-    starts = compilation.jit(jax.vmap(env.reset))(keys[:2])
-    np.testing.assert_array_equal(recording.instruction, starts.instruction)
+    frames = np.zeros((2, EPISODES, 2, 16, 16, 3), np.uint8)
+    futures = imagine(policy)(wam, frames, trace.proprio[::2], trace.instruction, jax.random.key(0))
+    assert futures.shape == (2, EPISODES, 1, 2, 16, 16, 3)

@@ -23,6 +23,10 @@ def replaced_stream(spec, stream, **changes):
             lambda spec: {"streams": replaced_stream(spec, "state", expert="language")},
             "joint_mot: stream 'state' names expert 'language' (has: video, action)",
         ),
+        (
+            lambda spec: {"experts": tuple(dataclasses.replace(e, conditions=("depth",)) for e in spec.experts)},
+            "joint_mot: expert 'video': ['depth'] are not conditions (has: text, state)",
+        ),
         (lambda spec: {"head_dim": 5}, "joint_mot: head_dim must be even for rotary positions, got 5"),
         (lambda spec: {"remat": "half"}, "joint_mot: remat 'half' is unknown (has: none, full)"),
         (
@@ -31,7 +35,7 @@ def replaced_stream(spec, stream, **changes):
             "noise.batch_share, got [(1, 0.5), (2, 1.0)]",
         ),
     ],
-    ids=["stream", "expert", "head_dim", "remat", "draws"],
+    ids=["stream", "expert", "condition", "head_dim", "remat", "draws"],
 )
 def test_what_does_not_fit_is_named(tiny, changes, message):
     spec = tiny.spec()

@@ -81,16 +81,15 @@ def _film(
     steps = np.arange(len(frames))
     plan = steps // execute
     target = np.minimum(plan * execute + lead, len(frames) - 1)
-    panels = {}
+    rows = []
     for view, camera in enumerate(cameras):
-        panels[camera] = frames[:, view]
-        panels[f"imagined +{lead}"] = imagined[plan, view]
-        panels[f"real +{lead}"] = frames[target, view]
-        if view == 0 and len(cameras) > 1:
-            first = media.side_by_side(panels, 128)
-            panels = {}
-    rows = media.side_by_side(panels, 128)
-    film = rows if len(cameras) == 1 else np.concatenate([first, rows], axis=1)
+        panels = {
+            camera: frames[:, view],
+            f"imagined +{lead}": imagined[plan, view],
+            f"real +{lead}": frames[target, view],
+        }
+        rows.append(media.side_by_side(panels, 128))
+    film = np.concatenate(rows, axis=1)
     success = bool(recording.success[episode])
     instruction = result.instructions[int(recording.instruction[episode])]
     film = media.border(media.caption(film, instruction), media.SUCCESS if success else media.FAILURE)

@@ -17,9 +17,9 @@ from jaxtyping import Bool
 
 from wam_jax import console
 from wam_jax.evaluation.statistics import Rate
+from wam_jax.policy import Policy
 from wam_jax.sharding import batch_sharding, replicated
-from wam_jax.sim import compilation
-from wam_jax.sim.rollout import Recording, WamParams, record, rollout, scripted_actor, wam_actor
+from wam_jax.sim.rollout import Recording, Trace, WamParams, draw, imagine, rollout, scripted_actor, wam_actor
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.training.restore import Trained
 from wam_jax.types import Text
@@ -106,49 +106,74 @@ def evaluate_task(
         ("random", scripted_run, jnp.asarray(1.0)),
         ("expert", scripted_run, jnp.asarray(0.0)),
     ]
-    controllers, seconds = {}, {}
+    controllers, seconds, traces = {}, {}, {}
     for name, run, params in console.progress(plan, f"evaluate {task}"):
-        controllers[name], seconds[name] = _run(run, params, keys, config, mesh)
-    recording = None
-    if config.films:
-        film = record(env, trained.policy, config.execute, env.episode_steps)
-        recording = jax.tree.map(np.asarray, film(informed, keys[: config.films], jax.random.key(config.seed)))
-    speed = _speed(env, config, seconds, keys)
+        controllers[name], seconds[name], traces[name] = _run(run, params, keys, config, mesh)
+    recording, seconds["frame"] = _record(env, trained.policy, informed, traces["trained"], config)
     return TaskResult(
-        task=task, controllers=controllers, speed=speed, recording=recording, instructions=env.instructions
+        task=task,
+        controllers=controllers,
+        speed=_speed(env, config, seconds),
+        recording=recording,
+        instructions=env.instructions,
     )
 
 
-def _run(run: Callable, params: Any, keys: jax.Array, config: EvaluationConfig, mesh: Mesh) -> tuple[Controlled, float]:
-    """Outcomes of all episodes, and the seconds that one batch took once compiled."""
+def _run(
+    run: Callable, params: Any, keys: jax.Array, config: EvaluationConfig, mesh: Mesh
+) -> tuple[Controlled, float, Trace]:
+    """Outcomes of all episodes, the seconds that one batch took once compiled, and the first few episodes' trace."""
     params = jax.device_put(params, replicated(mesh))
     size = min(config.batch_size, config.episodes)
-    success, wrong, seconds = [], [], []
+    success, wrong, seconds, traces = [], [], [], []
     for start in range(0, config.episodes, size):
         rows = np.arange(start, start + size) % config.episodes  # the last batch wraps around instead of recompiling
         part = jax.device_put(keys[rows], batch_sharding(mesh))
         key = jax.random.fold_in(jax.random.key(config.seed), start + 1)
         began = time.monotonic()
-        outcome = jax.block_until_ready(run(params, part, key))
+        trace = jax.block_until_ready(run(params, part, key))
         seconds.append(time.monotonic() - began)
         kept = min(size, config.episodes - start)
-        success.append(np.asarray(outcome.success)[-1, :kept])
-        wrong.append(np.asarray(outcome.wrong)[-1, :kept])
-    return Controlled(success=np.concatenate(success), wrong=np.concatenate(wrong)), min(seconds)
+        success.append(np.asarray(trace.outcome.success)[-1, :kept])
+        wrong.append(np.asarray(trace.outcome.wrong)[-1, :kept])
+        traces.append(trace)
+    controlled = Controlled(success=np.concatenate(success), wrong=np.concatenate(wrong))
+    return controlled, min(seconds), traces[0]
 
 
-def _speed(env: Tabletop, config: EvaluationConfig, seconds: dict[str, float], keys: jax.Array) -> dict[str, float]:
+def _record(
+    env: Tabletop, policy: Policy, params: WamParams, trace: Trace, config: EvaluationConfig
+) -> tuple[Recording | None, float]:
+    """Draws the first episodes of a trace with what the policy imagined; and the seconds that one frame took."""
+    trace = jax.tree.map(np.asarray, trace)
+    count = max(1, min(config.films, len(trace.instruction)))
+    stage = jax.tree.map(lambda x: x[:, :count], trace.stage)
+    draw_frames = draw(env)
+    frames = np.asarray(draw_frames(stage))
+    began = time.monotonic()
+    jax.block_until_ready(draw_frames(stage))
+    seconds = (time.monotonic() - began) / (frames.shape[0] * frames.shape[1])
+    if not config.films:
+        return None, seconds
+    replanned, instruction = slice(None, None, config.execute), trace.instruction[:count]
+    key = jax.random.key(config.seed)
+    futures = imagine(policy)(params, frames[replanned], trace.proprio[replanned, :count], instruction, key)
+    recording = Recording(
+        frames=frames,
+        imagined=np.asarray(futures),
+        success=trace.outcome.success[-1, :count],
+        instruction=instruction,
+    )
+    return recording, seconds
+
+
+def _speed(env: Tabletop, config: EvaluationConfig, seconds: dict[str, float]) -> dict[str, float]:
     """Control steps a second of the whole loop, and which share of the time goes where.
 
-    Physics is what scripted actions cost, pixels what rendering the same number of observations costs, policy the rest.
+    Physics is what scripted actions cost, pixels what drawing as many observations costs, policy the rest.
     """
     size = min(config.batch_size, config.episodes)
-    states = compilation.jit(jax.vmap(env.reset))(keys[:size])
-    render = compilation.jit(jax.vmap(env.render))
-    jax.block_until_ready(render(states))
-    began = time.monotonic()
-    jax.block_until_ready(render(states))
-    pixels = (time.monotonic() - began) * -(-env.episode_steps // config.execute)
+    pixels = seconds["frame"] * size * -(-env.episode_steps // config.execute)
     total = min(seconds["trained"], seconds["untrained"])
     physics = min(seconds["random"], seconds["expert"])
     return {

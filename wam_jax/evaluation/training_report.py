@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from wam_jax.evaluation import media
 from wam_jax.evaluation.heldout import Heldout
@@ -24,24 +25,23 @@ def add_training_curve(report: Report, path: Path) -> None:
         report.add_image("Training", chart, "Moving noise levels make single values jump; the trend counts.")
 
 
-def add_heldout(report: Report, results: Mapping[str, Heldout], cameras: Sequence[str]) -> None:
-    """A table of errors, and for some windows the present, the real future, the imagined one and the tokenizer's."""
+HELDOUT_COLUMNS = ("dataset", "windows", "action error", "first action", "repeat present", "imagined", "tokenizer")
+
+
+def heldout_rows(results: Mapping[str, Heldout]) -> list[tuple[str, ...]]:
+    """One row a dataset."""
     rows = []
     for name, result in results.items():
-        errors, actions = result.image_errors(), result.action_errors()
-        rows.append(
-            (
-                name,
-                len(result.actions),
-                f"{actions['chunk']:.3f}",
-                f"{actions['first_action']:.3f}",
-                f"{errors['repeat_present']:.4f}",
-                f"{errors['imagined']:.4f}",
-                f"{errors['tokenizer']:.4f}",
-            )
-        )
-    header = ("dataset", "windows", "action error", "first action", "repeat present", "imagined", "tokenizer")
-    report.add_table("Held-out windows", header, rows)
+        actions, images = result.action_errors(), result.image_errors()
+        figures = [f"{actions[kind]:.3f}" for kind in ("chunk", "first_action")]
+        figures += [f"{images[kind]:.4f}" for kind in ("repeat_present", "imagined", "tokenizer")]
+        rows.append((name, str(len(result.actions)), *figures))
+    return rows
+
+
+def add_heldout(report: Report, results: Mapping[str, Heldout], cameras: Sequence[str]) -> None:
+    """A table of errors, and for some windows the present, the real future, the imagined one and the tokenizer's."""
+    report.add_table("Held-out windows", HELDOUT_COLUMNS, heldout_rows(results))
     report.add_text(
         "",
         "Action error: root mean square over the chunk, in standard deviations of the actions (1 = always the mean). "
@@ -57,12 +57,14 @@ def add_heldout(report: Report, results: Mapping[str, Heldout], cameras: Sequenc
         )
     for name, result in results.items():
         for index, camera in enumerate(cameras):
+            shown = np.flatnonzero(result.future_mask[:, -1, index])[:_SHOWN_WINDOWS]
+            if not len(shown):
+                continue  # every window ends before its last future frame
             caption = "Columns: windows. Rows: present, real future, imagined future, tokenizer's best."
-            report.add_image(f"{name}: {camera}", media.picture(_grid(result, index)), caption)
+            report.add_image(f"{name}: {camera}", media.picture(_grid(result, index, shown)), caption)
 
 
-def _grid(result: Heldout, camera: int) -> np.ndarray:
-    shown = np.flatnonzero(result.future_mask[:, -1, camera])[:_SHOWN_WINDOWS]
+def _grid(result: Heldout, camera: int, windows: Int[np.ndarray, "N"]) -> UInt8[np.ndarray, "H W 3"]:
     rows = (result.present, result.future[:, -1], result.imagined[:, -1], result.reconstructed[:, -1])
-    frames = np.concatenate([row[shown, camera] for row in rows])
-    return media.tile(media.enlarge(frames, 128), columns=max(1, len(shown)))
+    frames = np.concatenate([row[windows, camera] for row in rows])
+    return media.tile(media.enlarge(frames, 128), columns=len(windows))

@@ -1,6 +1,7 @@
 """Embeddings of noise levels, grids and text."""
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +22,29 @@ def sinusoid(noise_level: Float[Array, "*B"]) -> Float[Array, "*B 256"]:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 
-class NoiseLevelEmbedding(nnx.Module):
-    """A noise level as a vector, and as the six modulation vectors that all blocks of an expert share (Wan)."""
+class Conditioning(nnx.Module):
+    """What sets adaLN modulation: a noise level, and optionally vectors beside it, as the six vectors of an expert.
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
+    All blocks of an expert share this projection (Wan); each adds a learned offset of its own.
+    """
+
+    def __init__(self, width: int, conditions: Mapping[str, int], rngs: nnx.Rngs):
+        """``conditions``: the size of each further vector, by name."""
         self.first = Linear(_SINUSOID_CHANNELS, width, (None, "embed"), rngs)
         self.second = Linear(width, width, ("embed", None), rngs)
+        self.conditions = nnx.Dict(
+            {name: Linear(size, width, (None, "embed"), rngs) for name, size in conditions.items()}
+        )
         self.project = Linear(width, 6 * width, ("embed", "mlp"), rngs, gain=0.1)
 
-    def __call__(self, noise_level: Float[Array, "B S"]) -> tuple[Float[Array, "B S D"], Float[Array, "B S 6 D"]]:
+    def __call__(
+        self, noise_level: Float[Array, "B S"], conditions: Mapping[str, Float[Array, "B C"]]
+    ) -> Float[Array, "B S 6 D"]:
         embedded = self.second(jax.nn.silu(self.first(sinusoid(noise_level))))
+        for name, project in self.conditions.items():
+            embedded = embedded + project(conditions[name])[:, None]
         modulation = self.project(jax.nn.silu(embedded))
-        return embedded, modulation.reshape(*embedded.shape[:-1], 6, embedded.shape[-1])
+        return modulation.reshape(*embedded.shape[:-1], 6, embedded.shape[-1])
 
 
 class TextProjection(nnx.Module):

@@ -83,4 +83,4 @@ def _take_batch(prefix: Prefix, count: int) -> Prefix:
     """The prefix of the first ``count`` samples."""
     cache = jax.tree.map(lambda x: x[:, :count], prefix.cache)  # layers come first
     text = {name: Text(features=t.features[:count], mask=t.mask[:count]) for name, t in prefix.text.items()}
-    return Prefix(cache, text)
+    return Prefix(cache, text, {name: condition[:count] for name, condition in prefix.conditions.items()})

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray, UInt8
+import numpy as np
+from jaxtyping import Array, Bool, Float32, Int32, Int64, PRNGKeyArray, UInt8
 
 from wam_jax.sim.compilation import jit
 from wam_jax.sim.tabletop import Tabletop
@@ -85,3 +86,9 @@ def generate_batches(
         batch = generate(env, jax.random.fold_in(key, index), batch_size, num_steps or env.episode_steps, action_noise)
         left = num_episodes - start
         yield batch if left >= batch_size else jax.tree.map(lambda x, n=left: x[:n], batch)
+
+
+def steps_to_success(success: Bool[np.ndarray, "N S"]) -> Int64[np.ndarray, "N"]:
+    """The number of steps until the instruction holds for good; ``S`` where it does not at the end."""
+    held_from = success.shape[1] - np.argmin(success[:, ::-1], axis=1)
+    return np.where(success.all(1), 0, held_from)

@@ -56,13 +56,18 @@ class View:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What changes from frame to frame. ``N`` counts all geoms of the model; metres, colours in [0, 1]."""
+    """All that a picture depends on. ``N`` counts all geoms of the model; metres, colours in [0, 1].
 
-    geom_position: Float[Array, "N 3"]
-    geom_rotation: Float[Array, "N 3 3"]
-    geom_color: Float[Array, "N 3"]
-    light: Float[Array, "3"]
-    brightness: Float[Array, ""]
+    A camera's rotation has its axes (right, up, back) as columns.
+    """
+
+    geom_position: Float[Array, "*B N 3"]
+    geom_rotation: Float[Array, "*B N 3 3"]
+    geom_color: Float[Array, "*B N 3"]
+    light: Float[Array, "*B 3"]
+    brightness: Float[Array, "*B"]
+    camera_position: Float[Array, "*B V 3"]
+    camera_rotation: Float[Array, "*B V 3 3"]
 
 
 @jax.tree_util.register_dataclass

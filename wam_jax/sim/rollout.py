@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from wam_jax.policy import Policy, PolicyParams
 from wam_jax.sim import compilation
+from wam_jax.sim.render import Stage
 from wam_jax.sim.tabletop import SimState, Tabletop
 from wam_jax.sim.tasks import Outcome
 from wam_jax.types import Observation, Text
@@ -65,34 +66,48 @@ def observe(env: Tabletop, params: WamParams, states: SimState) -> Observation:
     )
 
 
-def rollout(env: Tabletop, actor: Actor, num_steps: int) -> Callable[[Any, Array, jax.Array], Outcome]:
-    """A jitted ``run(params, episode_keys, key) -> Outcome`` with arrays [T, N].
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What happened in a batch of episodes, small enough to keep: pictures are drawn from it afterwards.
 
-    ``episode_keys`` [N] decide the starts, so that two policies can be compared on the same episodes; ``key`` is the
-    policy's own randomness. The outcome at t is judged after t + 1 steps, always against the true instruction.
+    Attributes:
+      outcome: after each step, by the true instruction.
+      stage: what the cameras could see before each step.
+      proprio: before each step.
+      instruction: what the policy was told.
     """
 
-    def run(params: Any, episode_keys: Array, key: jax.Array) -> Outcome:
+    outcome: Outcome  # arrays [T, N]
+    stage: Stage  # arrays [T, N, ...]
+    proprio: Float[Array, "T N P"]
+    instruction: Int[Array, "N"]
+
+
+def rollout(env: Tabletop, actor: Actor, num_steps: int) -> Callable[[Any, Array, jax.Array], Trace]:
+    """A jitted ``run(params, episode_keys, key)``.
+
+    ``episode_keys`` [N] decide the starts, so that two policies can be compared on the same episodes; ``key`` is the
+    policy's own randomness.
+    """
+
+    def run(params: Any, episode_keys: Array, key: jax.Array) -> Trace:
         states = jax.vmap(env.reset)(episode_keys)
 
+        def step(states, action):
+            before = jax.vmap(env.stage)(states), jax.vmap(env.proprio)(states)
+            states = jax.vmap(env.step)(states, action)
+            return states, (jax.vmap(env.outcome)(states), *before)
+
         def replan(states, key):
-            return execute(env, states, actor(params, states, key))
+            return jax.lax.scan(step, states, jnp.swapaxes(actor(params, states, key), 0, 1))
 
         width = jax.eval_shape(actor, params, states, key).shape[1]
-        _, outcomes = jax.lax.scan(replan, states, jax.random.split(key, -(-num_steps // width)))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_steps], outcomes)
+        _, steps = jax.lax.scan(replan, states, jax.random.split(key, -(-num_steps // width)))
+        outcome, stage, proprio = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_steps], steps)
+        return Trace(outcome=outcome, stage=stage, proprio=proprio, instruction=states.instruction)
 
     return compilation.jit(run)
-
-
-def execute(env: Tabletop, states: SimState, actions: Float[Array, "N E A"]) -> tuple[SimState, Outcome]:
-    """Runs E actions; outcomes are [E, N]."""
-
-    def step(states, action):
-        states = jax.vmap(env.step)(states, action)
-        return states, jax.vmap(env.outcome)(states)
-
-    return jax.lax.scan(step, states, jnp.swapaxes(actions, 0, 1))
 
 
 @jax.tree_util.register_dataclass
@@ -102,7 +117,7 @@ class Recording:
 
     Attributes:
       frames: what the cameras saw before each step.
-      imagined: at each replanning, the future frames the model expected.
+      imagined: at each replanning, the future frames that the model expected.
       success: whether the instruction held at the end.
       instruction: what the policy was told.
     """
@@ -113,34 +128,19 @@ class Recording:
     instruction: Int[Array, "N"]
 
 
-def record(
-    env: Tabletop, policy: Policy, execute_steps: int, num_steps: int
-) -> Callable[[WamParams, Array, jax.Array], Recording]:
-    """A jitted ``run(params, episode_keys, key)`` that also renders every step and imagines at every replanning."""
-    actor = wam_actor(env, policy, execute_steps)
+def draw(env: Tabletop) -> Callable[[Stage], UInt8[Array, "T N V H W 3"]]:
+    """A jitted ``frames(stage)`` for the stage of a trace."""
+    return compilation.jit(jax.vmap(jax.vmap(env.draw)))
 
-    def run(params: WamParams, episode_keys: Array, key: jax.Array) -> Recording:
-        states = jax.vmap(env.reset)(episode_keys)
-        told = states.instruction
 
-        def replan(states, key):
-            act_key, imagine_key = jax.random.split(key)
-            imagined = policy.imagine(params.policy, observe(env, params, states), imagine_key)
+def imagine(policy: Policy) -> Callable[[WamParams, Array, Array, Array, jax.Array], UInt8[Array, "R N F V H W 3"]]:
+    """A jitted ``futures(params, frames [R, N, ...], proprio [R, N, P], instruction [N], key)``."""
 
-            def step(states, action):
-                frame = jax.vmap(env.render)(states)
-                return jax.vmap(env.step)(states, action), frame
+    def run(params: WamParams, frames: Array, proprio: Array, instruction: Array, key: jax.Array) -> Array:
+        told = jnp.broadcast_to(instruction, proprio.shape[:2])
+        text = Text(features=params.text.features[told], mask=params.text.mask[told])
+        observation = Observation(images=frames, proprio=proprio, text=text)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), observation)
+        return policy.imagine(params.policy, flat, key).reshape(*told.shape, -1, *frames.shape[2:])
 
-            actions = actor(params, states, act_key)
-            states, frames = jax.lax.scan(step, states, jnp.swapaxes(actions, 0, 1))
-            return states, (frames, imagined)
-
-        states, (frames, imagined) = jax.lax.scan(replan, states, jax.random.split(key, num_steps // execute_steps))
-        return Recording(
-            frames=frames.reshape(-1, *frames.shape[2:]),
-            imagined=imagined,
-            success=jax.vmap(env.outcome)(states).success,
-            instruction=told,
-        )
-
-    return compilation.jit(run)
+    return jax.jit(run)

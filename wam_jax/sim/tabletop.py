@@ -16,7 +16,7 @@ from mujoco import mjx
 from wam_jax.sim import control, scene, tasks
 from wam_jax.sim.expert import EXPERTS
 from wam_jax.sim.physics import advance, settle
-from wam_jax.sim.render import Stage, cast, geometry, make_view, shade
+from wam_jax.sim.render import Hits, Stage, View, cast, geometry, make_view, shade
 from wam_jax.sim.scene import CAMERA_NAMES, NUM_ARM_JOINTS
 from wam_jax.sim.tasks import TASK_NAMES, Facts, Layout, Outcome
 from wam_jax.sim.variation import Variation, move_camera
@@ -129,15 +129,15 @@ class Tabletop:
 
     def render(self, state: SimState) -> UInt8[Array, "V H W 3"]:
         """Pictures of all ``cameras``."""
-        stage, poses = self._stage(state)
-        views = zip(self._views, poses, strict=True)
-        return jnp.stack([shade(view, stage, cast(view, stage, *pose)) for view, pose in views])
+        return self.draw(self.stage(state))
+
+    def draw(self, stage: Stage) -> UInt8[Array, "V H W 3"]:
+        """Pictures of all ``cameras``, from what a state puts on stage."""
+        return jnp.stack([shade(view, stage, hits) for view, hits in self._cast(stage)])
 
     def render_geometry(self, state: SimState) -> tuple[Int32[Array, "V H W"], Float32[Array, "V H W"]]:
         """MuJoCo geom id of each pixel (-1 for sky), and depth along the optical axis in metres (0 for sky)."""
-        stage, poses = self._stage(state)
-        views = zip(self._views, poses, strict=True)
-        segmentation, depth = zip(*(geometry(view, cast(view, stage, *pose)) for view, pose in views), strict=True)
+        segmentation, depth = zip(*(geometry(*view) for view in self._cast(self.stage(state))), strict=True)
         return jnp.stack(segmentation), jnp.stack(depth)
 
     def proprio(self, state: SimState) -> Float32[Array, "7"]:
@@ -187,23 +187,30 @@ class Tabletop:
         cubes = jnp.concatenate([objects, quaternion], axis=-1).reshape(-1)
         return self._home.replace(qpos=jnp.concatenate([arm, cubes]), ctrl=arm, mocap_pos=goals)
 
-    def _stage(self, state: SimState) -> tuple[Stage, list[tuple[Float[Array, "3"], Float[Array, "3 3"]]]]:
-        """What the ray caster needs of a state: the scene, and the pose of each camera."""
+    def _cast(self, stage: Stage) -> list[tuple[View, Hits]]:
+        """Every camera's rays into the scene."""
+        poses = zip(stage.camera_position, stage.camera_rotation, strict=True)
+        return [(view, cast(view, stage, *pose)) for view, pose in zip(self._views, poses, strict=True)]
+
+    def stage(self, state: SimState) -> Stage:
+        """What the ray caster needs of a state."""
         physics = state.physics
         palette = jnp.array(list(tasks.OBJECT_COLORS.values()))
         color = jnp.asarray(self.model.geom_rgba[:, :3], jnp.float32)
         color = color.at[self.object_geoms].set(palette[state.layout.object_colors])
         color = color.at[self.model.geom("table").id].set(state.variation.table_color)
+        poses = [self._camera_pose(state, index) for index in range(len(self.cameras))]
         stage = Stage(
             geom_position=physics.geom_xpos,
             geom_rotation=physics.geom_xmat.reshape(-1, 3, 3),
             geom_color=color,
             light=jnp.asarray(self.model.light_pos[0], jnp.float32) + state.variation.light_shift,
             brightness=state.variation.brightness,
+            camera_position=jnp.stack([position for position, _ in poses]),
+            camera_rotation=jnp.stack([rotation for _, rotation in poses]),
         )
-        poses = [self._camera_pose(state, index) for index in range(len(self.cameras))]
         # Without the barrier XLA works these few numbers out again at every pixel.
-        return jax.lax.optimization_barrier((stage, poses))
+        return jax.lax.optimization_barrier(stage)
 
     def _camera_pose(self, state: SimState, index: int) -> tuple[Float[Array, "3"], Float[Array, "3 3"]]:
         """Position (metres) and axes (columns) of a camera, from the body that carries it."""

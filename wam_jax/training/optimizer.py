@@ -30,7 +30,11 @@ def make_schedule(config: OptimizerConfig) -> optax.Schedule:
     """Learning rate by step. The warm-up takes at most a tenth of the training."""
     warmup = max(1, min(config.warmup, config.steps // 10))
     return optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), config.learning_rate * config.final_share
+        init_value=config.learning_rate / warmup,  # not 0: the first step counts, too
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(config.steps, warmup + 1),
+        end_value=config.learning_rate * config.final_share,
     )
 
 

@@ -10,7 +10,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from wam_jax.nn.embeddings import NoiseLevelEmbedding, TextProjection, grid_positions
+from wam_jax.nn.embeddings import Conditioning, TextProjection, grid_positions
 from wam_jax.nn.module import Linear, standardize
 from wam_jax.types import Text
 from wam_jax.wam.spec import Interface, Spec
@@ -21,10 +21,17 @@ from wam_jax.wam.visibility import Group
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """What every denoising pass shares: cached clean context, and the instruction at each expert's width."""
+    """What every denoising pass shares.
+
+    Attributes:
+      cache: the clean context's keys and values.
+      text: the instruction at each expert's width.
+      conditions: the vectors that set adaLN modulation beside the noise level.
+    """
 
     cache: Cache
     text: dict[str, Text]
+    conditions: dict[str, Float[Array, "B C"]]
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +71,10 @@ class WorldActionModel(nnx.Module):
             0.3 * jax.random.normal(rngs.params(), (interface.action_horizon, action)), axes=(None, "embed")
         )
         self.state_in = Linear(interface.proprio_size, state, (None, "embed"), rngs)
-        self.noise_level = nnx.Dict({e.name: NoiseLevelEmbedding(e.width, rngs) for e in spec.experts})
+        sizes = {"text": interface.text_width, "state": interface.proprio_size}
+        self.conditioning = nnx.Dict(
+            {e.name: Conditioning(e.width, {name: sizes[name] for name in e.conditions}, rngs) for e in spec.experts}
+        )
         self.text_in = nnx.Dict({e.name: TextProjection(interface.text_width, e.width, rngs) for e in spec.experts})
         self.trunk = Trunk(spec, rngs)
 
@@ -79,14 +89,15 @@ class WorldActionModel(nnx.Module):
         )
         positions = (self._video_positions(0), np.zeros((1, 3), np.float32))
         levels = {"clean": jnp.zeros(latents.shape[0])}
+        conditions = {"text": standardize(pool(text)).astype(dtype), "state": proprio.astype(dtype)}
         projected = {
             name: Text(features=project(text.features.astype(dtype)), mask=text.mask)
             for name, project in self.text_in.items()
         }
-        tokens = self._by_expert(groups, (video, state), positions, levels)
+        tokens = self._by_expert(groups, (video, state), positions, levels, conditions)
         _, cache = self.trunk(tokens, projected, keep=True)
         assert cache is not None
-        return Prefix(cache, projected)
+        return Prefix(cache, projected, conditions)
 
     def velocity(self, prefix: Prefix, noisy: Mapping[str, Noisy]) -> dict[str, Float[Array, "B M ..."]]:
         """Velocity of each stream in ``noisy``, given the prefix and whatever of each other they may see."""
@@ -101,7 +112,7 @@ class WorldActionModel(nnx.Module):
                     values.append(embedded)
                     positions.append(where)
                 levels[groups[-1].level] = state.level[:, draw]
-        tokens = self._by_expert(groups, values, positions, levels)
+        tokens = self._by_expert(groups, values, positions, levels, prefix.conditions)
         out, _ = self.trunk(tokens, prefix.text, prefix.cache)
         return {stream: self._unembed(stream, tokens, out) for stream in noisy}
 
@@ -138,15 +149,16 @@ class WorldActionModel(nnx.Module):
         values: Sequence[Array],
         positions: Sequence[np.ndarray],
         levels: Mapping[str, Array],
+        conditions: Mapping[str, Array],
     ) -> Tokens:
         """Adds each expert's modulation by the noise levels that its groups have."""
         modulation = {}
-        for name, embed in self.noise_level.items():
+        for name, conditioning in self.conditioning.items():
             own = [group.level for group in groups if self.spec.stream(group.stream).expert == name]
             names = tuple(dict.fromkeys(own))
             if names:
-                _, projected = embed(jnp.stack([levels[level] for level in names], 1))
-                modulation[name] = Modulation(names, projected)
+                stacked = jnp.stack([levels[level] for level in names], 1)
+                modulation[name] = Modulation(names, conditioning(stacked, conditions))
         return Tokens(tuple(groups), tuple(values), tuple(positions), modulation)
 
     # -- velocities out -----------------------------------------------------------------------------------------------
@@ -169,6 +181,12 @@ class WorldActionModel(nnx.Module):
 
     def _width(self, stream: str) -> int:
         return self.spec.expert(self.spec.stream(stream).expert).width
+
+
+def pool(text: Text) -> Float[Array, "B C"]:
+    """Mean over the instruction's tokens."""
+    count = jnp.maximum(text.mask.sum(1, keepdims=True), 1)
+    return jnp.where(text.mask[..., None], text.features, 0.0).sum(1) / count
 
 
 class Head(nnx.Module):

@@ -6,15 +6,22 @@ from wam_jax.wam.noise import StreamNoise
 from wam_jax.wam.visibility import ISOLATED, Rule, components
 
 STREAMS = ("video", "state", "action")
+CONDITIONS = ("text", "state")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Expert:
-    """One set of block weights. Experts of different widths meet in one joint attention over equal heads."""
+    """One set of block weights. Experts of different widths meet in one joint attention over equal heads.
+
+    Attributes:
+      conditions: what sets the adaLN modulation of its tokens beside their noise level: "text" (the mean over the
+        instruction's token features), "state" (proprioception).
+    """
 
     name: str
     width: int
     ffn_width: int
+    conditions: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,12 @@ class Spec:
 
     def __post_init__(self):
         names = [expert.name for expert in self.experts]
+        for expert in self.experts:
+            unknown = sorted(set(expert.conditions) - set(CONDITIONS))
+            if unknown:
+                raise ValueError(
+                    f"{self.name}: expert {expert.name!r}: {unknown} are not conditions (has: {', '.join(CONDITIONS)})"
+                )
         for stream in self.streams:
             if stream.name not in STREAMS:
                 raise ValueError(f"{self.name}: stream {stream.name!r} is unknown (has: {', '.join(STREAMS)})")
