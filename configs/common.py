@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.demos.tasks = ()
     config.demos.episodes = ()  # training episodes of each task
     config.demos.validation_episodes = 64  # of each task
+    config.demos.wander_steps = 10  # the arm goes some way to a random place before an episode begins
     config.demos.hold_steps = 8  # an episode ends so many steps after its instruction holds for good
     config.demos.action_noise = 0.15  # standard deviation, in units of the largest action
 

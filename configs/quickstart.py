@@ -15,4 +15,6 @@ def get_config() -> ConfigDict:
     config = common.get_config()
     config.demos.tasks = ("reach", "pick_lift")
     config.demos.episodes = (768, 1024)
+    config.data.weights = (1.0, 1.0)
+    config.train.optimizer.steps = 1800
     return config

@@ -11,6 +11,6 @@ from configs import common
 def get_config() -> ConfigDict:
     config = common.get_config()
     config.demos.tasks = ("reach", "pick_lift", "push", "place")
-    config.demos.episodes = (512, 1024, 1536, 1536)
-    config.train.optimizer.steps = 10_000
+    config.demos.episodes = (768, 896, 896, 896)
+    config.train.optimizer.steps = 6500
     return config

@@ -64,7 +64,14 @@ def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
     with RldsWriter(folder, name, sizes, env.action_size, env.proprio_size) as writer:
         for number, (split, count) in enumerate(splits.items()):
             key = jax.random.fold_in(jax.random.key(config.seed), TASK_NAMES.index(task) * len(splits) + number)
-            batches = generate_batches(env, key, count, action_noise=config.demos.action_noise, batch_size=_BATCH)
+            batches = generate_batches(
+                env,
+                key,
+                count,
+                action_noise=config.demos.action_noise,
+                wander_steps=config.demos.wander_steps,
+                batch_size=_BATCH,
+            )
             for batch in console.progress(batches, f"{name} {split}", total=-(-count // _BATCH)):
                 successes.append(np.asarray(batch.success[:, -1]))
                 lengths.extend(_write(writer, env, batch, split, config.demos.hold_steps))

@@ -29,4 +29,4 @@ def place_states(place):
 @pytest.fixture(scope="session")
 def reach_demonstrations(reach):
     """The first batch that ``generate_batches`` makes of key 0."""
-    return generate(reach, jax.random.fold_in(jax.random.key(0), 0), NUM_EPISODES, reach.episode_steps)
+    return generate(reach, jax.random.fold_in(jax.random.key(0), 0), NUM_EPISODES, reach.expert_steps)

@@ -7,7 +7,7 @@ from conftest import NUM_EPISODES
 
 from wam_jax.sim.compilation import jit
 from wam_jax.sim.control import ACTION_SCALE
-from wam_jax.sim.demonstrations import generate, generate_batches, steps_to_success
+from wam_jax.sim.demonstrations import generate, generate_batches, steps_to_success, wander
 from wam_jax.sim.tabletop import Tabletop
 
 
@@ -18,7 +18,7 @@ def test_reach_expert_succeeds(reach_demonstrations):
 
 
 def test_shapes_and_ranges(reach, reach_demonstrations):
-    steps = reach.episode_steps
+    steps = reach.expert_steps
     assert reach_demonstrations.images.shape == (NUM_EPISODES, steps, 2, 64, 64, 3)
     assert reach_demonstrations.images.dtype == np.uint8
     assert np.isfinite(reach_demonstrations.proprio).all()
@@ -39,7 +39,7 @@ def test_a_key_gives_the_same_episodes_however_many_are_asked_for(reach, reach_d
     first, second = generate_batches(reach, jax.random.key(0), NUM_EPISODES + 4, batch_size=NUM_EPISODES)
     for one, two in zip(jax.tree.leaves(reach_demonstrations), jax.tree.leaves(first), strict=True):
         np.testing.assert_array_equal(one, two)
-    assert second.action.shape == (4, reach.episode_steps, 4)
+    assert second.action.shape == (4, reach.expert_steps, 4)
     assert (np.asarray(second.proprio[:, 0]) != np.asarray(first.proprio[:4, 0])).any(-1).all()
 
 
@@ -54,6 +54,19 @@ def test_a_batch_of_episodes_is_each_of_them(reach, reach_demonstrations):
         np.testing.assert_allclose(proprio, reach_demonstrations.proprio[index, 1], atol=1e-5)
 
 
+def test_wandering_ends_between_home_and_anywhere_in_the_box(reach):
+    keys = jax.random.split(jax.random.key(5), 16)
+    home = jit(jax.vmap(reach.reset))(keys)
+    away = jit(lambda states: wander(reach, states, jax.random.key(6), 10))(home)
+    low, high = np.array(reach.wander_box)
+    command, start = np.asarray(away.command), np.asarray(home.command)
+    assert (command >= np.minimum(start, low) - 1e-4).all()
+    assert (command <= np.maximum(start, high) + 1e-4).all()
+    moved = np.linalg.norm(command - start, axis=-1)
+    assert np.ptp(moved) > 0.1
+    np.testing.assert_allclose(away.physics.site_xpos[:, reach.model.site("tcp").id], command, atol=0.02)
+
+
 def test_steps_to_success_counts_to_the_last_time_that_it_did_not_hold():
     held = ["0000", "0101", "0111", "1111", "1110"]
     success = np.array([[step == "1" for step in episode] for episode in held])
@@ -64,6 +77,6 @@ def test_steps_to_success_counts_to_the_last_time_that_it_did_not_hold():
 @pytest.mark.parametrize(("task", "least"), [("pick_lift", 0.98), ("push", 0.9), ("place", 0.95)])
 def test_contact_experts_succeed(task, least):
     env = Tabletop(task, image_size=8)
-    demonstrations = generate(env, jax.random.key(0), 128, env.episode_steps)
+    demonstrations = generate(env, jax.random.key(0), 128, env.expert_steps)
     assert np.mean(demonstrations.success[:, -1]) >= least
     assert np.isfinite(demonstrations.proprio).all()

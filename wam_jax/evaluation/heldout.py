@@ -47,9 +47,13 @@ class Heldout:
         return {name: float(np.mean(self._squared(guess))) for name, guess in guesses.items()}
 
     def action_errors(self) -> dict[str, float]:
-        """Root mean squared action error, in standard deviations of the actions: 1 is always predicting the mean."""
-        mask = self.action_mask
-        scale = _masked_std(self.actions, mask) + 1e-6
+        """Root mean squared action error, in standard deviations of the actions: 1 is always predicting the mean.
+
+        Dimensions that do not vary in these windows do not count.
+        """
+        scale = _masked_std(self.actions, self.action_mask)
+        mask = self.action_mask & (scale > 1e-3 * np.abs(self.actions).max())
+        scale = np.maximum(scale, 1e-6)
         error = ((self.predicted_actions - self.actions) / scale) ** 2
         first = mask[:, 0]
         return {

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, Int64, PRNGKeyArray, UInt8
 
 from wam_jax.sim.compilation import jit
-from wam_jax.sim.tabletop import Tabletop
+from wam_jax.sim.control import ACTION_SCALE
+from wam_jax.sim.tabletop import SimState, Tabletop
 
 
 @jax.tree_util.register_dataclass
@@ -39,20 +40,31 @@ class Demonstrations:
 
 
 def generate(
-    env: Tabletop, key: PRNGKeyArray, num_episodes: int, num_steps: int, action_noise: float = 0.15
+    env: Tabletop,
+    key: PRNGKeyArray,
+    num_episodes: int,
+    num_steps: int,
+    action_noise: float = 0.15,
+    wander_steps: int = 0,
 ) -> Demonstrations:
     """Runs the expert, a pure function of ``key``.
 
     Args:
       action_noise: standard deviation of Gaussian noise on the three motions, in units of the action.
+      wander_steps: steps before the first recorded one, in which the arm goes some way towards a random place. An
+        expert that always starts at home leaves no example of how to come back from beside its path.
     """
-    return _generate(env, key, num_episodes, num_steps, action_noise)
+    return _generate(env, key, num_episodes, num_steps, action_noise, wander_steps)
 
 
-@functools.partial(jit, static_argnums=(0, 2, 3))
-def _generate(env: Tabletop, key: PRNGKeyArray, num_episodes: int, num_steps: int, action_noise) -> Demonstrations:
+@functools.partial(jit, static_argnums=(0, 2, 3, 5))
+def _generate(
+    env: Tabletop, key: PRNGKeyArray, num_episodes: int, num_steps: int, action_noise, wander_steps: int
+) -> Demonstrations:
     reset_key, noise_key = jax.random.split(key)
     states = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
+    if wander_steps:
+        states = wander(env, states, jax.random.fold_in(key, 2), wander_steps)
 
     def step(states, key):
         action = jax.vmap(env.expert)(states)
@@ -68,22 +80,39 @@ def _generate(env: Tabletop, key: PRNGKeyArray, num_episodes: int, num_steps: in
     )
 
 
+def wander(env: Tabletop, states: SimState, key: PRNGKeyArray, steps: int) -> SimState:
+    """Moves each arm a random share of the way to a random place above the table, gripper open."""
+    place_key, share_key = jax.random.split(key)
+    low, high = jnp.array(env.wander_box)
+    start = states.command
+    place = jax.random.uniform(place_key, start.shape, minval=low, maxval=high)
+    goal = start + jax.random.uniform(share_key, (len(start), 1)) * (place - start)
+
+    def step(states, _):
+        motion = jnp.clip((goal - states.command) / ACTION_SCALE, -1.0, 1.0)
+        return jax.vmap(env.step)(states, jnp.pad(motion, ((0, 0), (0, 1)), constant_values=1.0)), None
+
+    return jax.lax.scan(step, states, length=steps)[0]
+
+
 def generate_batches(
     env: Tabletop,
     key: PRNGKeyArray,
     num_episodes: int,
     num_steps: int | None = None,
     action_noise: float = 0.15,
+    wander_steps: int = 0,
     batch_size: int = 128,
 ) -> Iterator[Demonstrations]:
     """Yields ``num_episodes`` in batches; episode i is the same however many are asked for.
 
     Args:
-      num_steps: of each episode; the task's ``episode_steps`` by default.
+      num_steps: of each episode; the task's ``expert_steps`` by default.
       batch_size: episodes that one compiled program runs at a time; the last batch is cut, not compiled anew.
     """
     for index, start in enumerate(range(0, num_episodes, batch_size)):
-        batch = generate(env, jax.random.fold_in(key, index), batch_size, num_steps or env.episode_steps, action_noise)
+        batch_key = jax.random.fold_in(key, index)
+        batch = generate(env, batch_key, batch_size, num_steps or env.expert_steps, action_noise, wander_steps)
         left = num_episodes - start
         yield batch if left >= batch_size else jax.tree.map(lambda x, n=left: x[:n], batch)
 

@@ -74,6 +74,8 @@ class Tabletop:
         self.task = task
         self.instructions = tasks.instruction_text(task)
         self.episode_steps = self._task.episode_steps
+        self.expert_steps = self._task.expert_steps
+        self.wander_box = self._task.wander_box
         self.image_size = image_size
         self.model = tasks.build_model(self._task)
         self.object_geoms = np.array([self.model.geom(f"object{i}").id for i in range(self._task.num_objects)])

@@ -26,6 +26,7 @@ _SPHERE_RADIUS = 0.03
 _CUBE_HALF_SIZE = 0.022
 _GOAL_HALF_THICKNESS = 0.001
 _LAYOUT_CANDIDATES = 256
+_WANDER_TOP = 0.25  # metres
 
 
 @jax.tree_util.register_dataclass
@@ -81,7 +82,9 @@ class Task:
       area: corners (x, y) of the part of the table where things are put, metres.
       separation: least distance between any two things at the start, metres.
       path_clearance: least distance of other objects to the straight line from the named one to its goal, metres.
-      episode_steps: control steps that suffice for the expert, with slack.
+      clear_height: tcp height above which nothing is touched, metres.
+      episode_steps: control steps that a policy is given.
+      expert_steps: control steps that suffice for the expert and for holding what it reached.
       judge: ``facts -> (met bool[n, max(g, 1)], error f32[n, max(g, 1)])`` for every object and goal.
     """
 
@@ -93,12 +96,20 @@ class Task:
     area: tuple[tuple[float, float], tuple[float, float]]
     separation: float = 0.12
     path_clearance: float = 0.0
+    clear_height: float = 0.0
     episode_steps: int
+    expert_steps: int
     judge: Callable[[Facts], tuple[Bool[Array, "n g"], Float[Array, "n g"]]]
 
     @property
     def num_goals(self) -> int:
         return len(self.goal_colors)
+
+    @property
+    def wander_box(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Corners of the room above the table in which the tcp touches nothing, metres."""
+        low, high = self.area
+        return (*low, self.clear_height), (*high, _WANDER_TOP)
 
     @property
     def rest_height(self) -> float:
@@ -137,7 +148,9 @@ TASKS = {
         num_objects=3,
         object_shape="sphere",
         area=((0.38, -0.2), (0.66, 0.2)),
+        clear_height=0.03,
         episode_steps=28,
+        expert_steps=24,
         judge=_judge_reach,
     ),
     "pick_lift": Task(
@@ -145,7 +158,9 @@ TASKS = {
         num_objects=2,
         object_shape="cube",
         area=((0.42, -0.16), (0.62, 0.16)),
+        clear_height=0.1,
         episode_steps=48,
+        expert_steps=40,
         judge=_judge_pick_lift,
     ),
     "push": Task(
@@ -156,7 +171,9 @@ TASKS = {
         goal_radius=0.05,
         area=((0.42, -0.16), (0.62, 0.16)),
         path_clearance=0.08,
+        clear_height=0.1,
         episode_steps=72,
+        expert_steps=72,
         judge=_judge_push,
     ),
     "place": Task(
@@ -166,7 +183,9 @@ TASKS = {
         goal_colors=("yellow", "purple"),
         goal_radius=0.045,
         area=((0.4, -0.2), (0.64, 0.2)),
+        clear_height=0.1,
         episode_steps=72,
+        expert_steps=72,
         judge=_judge_place,
     ),
 }
