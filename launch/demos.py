@@ -82,14 +82,15 @@ def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
 
 def _write(writer: RldsWriter, env: Tabletop, batch: Demonstrations, split: str, hold_steps: int) -> list[int]:
     """Writes episodes that end ``hold_steps`` after success; returns their lengths."""
-    batch = jax.tree.map(np.asarray, batch)
-    rewards = np.asarray(batch.reward)
-    lengths = np.minimum(steps_to_success(batch.success) + hold_steps, batch.success.shape[1])
+    images, actions, proprio, rewards, success = (
+        np.asarray(x) for x in (batch.images, batch.action, batch.proprio, batch.reward, batch.success)
+    )
+    lengths = np.minimum(steps_to_success(success) + hold_steps, success.shape[1])
     for episode, length in enumerate(lengths):
         writer.add_episode(
-            {camera: batch.images[episode, :length, view] for view, camera in enumerate(env.cameras)},
-            batch.action[episode, :length],
-            batch.proprio[episode, :length],
+            {camera: images[episode, :length, view] for view, camera in enumerate(env.cameras)},
+            actions[episode, :length],
+            proprio[episode, :length],
             env.instructions[int(batch.instruction[episode])],
             rewards[episode, :length],
             split=split,

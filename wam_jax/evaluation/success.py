@@ -145,11 +145,10 @@ def _record(
     env: Tabletop, policy: Policy, params: WamParams, trace: Trace, config: EvaluationConfig
 ) -> tuple[Recording | None, float]:
     """Draws the first episodes of a trace with what the policy imagined; and the seconds that one frame took."""
-    trace = jax.tree.map(np.asarray, trace)
     count = max(1, min(config.films, len(trace.instruction)))
     stage = jax.tree.map(lambda x: x[:, :count], trace.stage)
     draw_frames = draw(env)
-    frames = np.asarray(draw_frames(stage))
+    frames = draw_frames(stage)
     seconds = min(_seconds(draw_frames, stage) for _ in range(3)) / (frames.shape[0] * frames.shape[1])
     if not config.films:
         return None, seconds
@@ -158,7 +157,7 @@ def _record(
     futures = imagine(policy)(params, frames[replanned], trace.proprio[replanned, :count], instruction, key)
     recording = Recording(
         frames=frames,
-        imagined=np.asarray(futures),
+        imagined=futures,
         success=trace.outcome.success[-1, :count],
         instruction=instruction,
     )
