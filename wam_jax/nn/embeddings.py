@@ -25,7 +25,8 @@ def sinusoid(noise_level: Float[Array, "*B"]) -> Float[Array, "*B 256"]:
 class Conditioning(nnx.Module):
     """What sets adaLN modulation: a noise level, and optionally vectors beside it, as the six vectors of an expert.
 
-    All blocks of an expert share this projection (Wan); each adds a learned offset of its own.
+    adaLN after DiT (Peebles and Xie, arXiv 2212.09748). All blocks of an expert share this projection, as in Wan; each
+    adds a learned offset of its own.
     """
 
     def __init__(self, width: int, conditions: Mapping[str, int], rngs: nnx.Rngs):
