@@ -16,9 +16,9 @@ MESHES = [{"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
 def two_steps(tiny, batch, sizes, devices):
-    """Parameters before, the state after two train steps (the warm-up starts at rate 0), and the last metrics."""
+    """Parameters before, the state after two train steps, and the last metrics."""
     mesh = make_mesh(sizes, devices)
-    definition, optimizer = tiny.define(), make_optimizer(OptimizerConfig(steps=10, learning_rate=1e-2))
+    definition, optimizer = tiny.define(), make_optimizer(OptimizerConfig(steps=10, learning_rate=1e-3))
     shardings = state_shardings(definition, optimizer, mesh)
     state = init_state(definition, optimizer, 0, mesh)
     params = jax.device_put(tiny.params(definition), shardings.params)
@@ -42,7 +42,8 @@ def test_training_on_eight_devices_equals_one_device(tiny, batch, alone, sizes):
     _, expected, expected_metrics = alone
     _, state, metrics = two_steps(tiny, batch, sizes, jax.devices())
     assert metrics == pytest.approx(expected_metrics, rel=1e-4)  # loss, gradient norm, loss of each stream
-    # The first moments are averages of the gradients, so gradients are compared here too.
+    # The first moments are averages of the gradients, so gradients are compared here too. Adam scales gradients of
+    # the size of rounding up to whole steps (1e-3): parameters agree to a fiftieth of a step.
     ours, reference = (jax.tree_util.tree_leaves_with_path((s.params, s.ema, s.optimizer)) for s in (state, expected))
     for (path, a), (_, b) in zip(ours, reference, strict=True):
         where = jax.tree_util.keystr(path)

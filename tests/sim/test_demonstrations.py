@@ -64,7 +64,7 @@ def test_wandering_ends_between_home_and_anywhere_in_the_box(reach):
     assert (command <= np.maximum(start, high) + 1e-4).all()
     moved = np.linalg.norm(command - start, axis=-1)
     assert np.ptp(moved) > 0.1
-    np.testing.assert_allclose(away.physics.site_xpos[:, reach.model.site("tcp").id], command, atol=0.02)
+    np.testing.assert_allclose(away.physics.site_xpos[:, reach.model.site("tcp").id], command, atol=0.05)
 
 
 def test_steps_to_success_counts_to_the_last_time_that_it_did_not_hold():
