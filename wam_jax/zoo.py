@@ -34,8 +34,7 @@ def joint_mot(
     alone on the cached present). It differs in size, in the noise distributions, and in drawing several action noise
     levels over one context.
 
-    Text conditions both experts twice: its tokens by cross-attention, their mean through adaLN. With cross-attention
-    alone so small a model had not begun to listen after 500 steps of training (one seed).
+    Text conditions both experts twice: its tokens by cross-attention, their mean through adaLN.
 
     Args:
       coupling: "isolated", "action_sees_video", "video_sees_action" or "mutual". Streams that see each other are

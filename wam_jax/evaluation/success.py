@@ -122,10 +122,11 @@ def evaluate_task(
 def _run(
     run: Callable, params: Any, keys: jax.Array, config: EvaluationConfig, mesh: Mesh
 ) -> tuple[Controlled, float, Trace]:
-    """Outcomes of all episodes, the seconds that one batch took once compiled, and the first few episodes' trace."""
+    """Outcomes of all episodes, the seconds that one batch took once compiled, and the first batch's trace."""
     params = jax.device_put(params, replicated(mesh))
     size = min(config.batch_size, config.episodes)
-    success, wrong, seconds, traces = [], [], [], []
+    success, wrong, seconds = [], [], []
+    first: Trace | None = None
     for start in range(0, config.episodes, size):
         rows = np.arange(start, start + size) % config.episodes  # the last batch wraps around instead of recompiling
         part = jax.device_put(keys[rows], batch_sharding(mesh))
@@ -136,9 +137,10 @@ def _run(
         kept = min(size, config.episodes - start)
         success.append(np.asarray(trace.outcome.success)[-1, :kept])
         wrong.append(np.asarray(trace.outcome.wrong)[-1, :kept])
-        traces.append(trace)
+        first = first or trace
+    assert first is not None  # there is at least one episode
     controlled = Controlled(success=np.concatenate(success), wrong=np.concatenate(wrong))
-    return controlled, min(seconds), traces[0]
+    return controlled, min(seconds), first
 
 
 def _record(

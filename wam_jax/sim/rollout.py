@@ -75,7 +75,7 @@ class Trace:
       outcome: after each step, by the true instruction.
       stage: what the cameras could see before each step.
       proprio: before each step.
-      instruction: what the policy was told.
+      instruction: the true one, by which outcomes are judged.
     """
 
     outcome: Outcome  # arrays [T, N]
@@ -119,7 +119,7 @@ class Recording:
       frames: what the cameras saw before each step.
       imagined: at each replanning, the future frames that the model expected.
       success: whether the instruction held at the end.
-      instruction: what the policy was told.
+      instruction: index into the environment's ``instructions``.
     """
 
     frames: UInt8[Array, "T N V H W 3"]

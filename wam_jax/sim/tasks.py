@@ -96,7 +96,7 @@ class Task:
     area: tuple[tuple[float, float], tuple[float, float]]
     separation: float = 0.12
     path_clearance: float = 0.0
-    clear_height: float = 0.0
+    clear_height: float
     episode_steps: int
     expert_steps: int
     judge: Callable[[Facts], tuple[Bool[Array, "n g"], Float[Array, "n g"]]]
