@@ -19,13 +19,17 @@ def get_config() -> ConfigDict:
     config.demos.wander_steps = 10  # the arm goes some way to a random place before an episode begins
     config.demos.hold_steps = 8  # an episode ends so many steps after its instruction holds for good
     config.demos.action_noise = 0.15  # standard deviation, in units of the largest action
+    config.demos.depth = False  # also write depth pictures, as cameras front_depth and wrist_depth
 
     config.data = ConfigDict()
     config.data.datasets = ()  # RLDS folders (the ones with features.json); filled by the demonstrations
     config.data.weights = ()  # how often each dataset is drawn; empty: all windows alike
+    config.data.embodiments = ()  # number of each dataset's robot; empty: all 0
     config.data.split = "train"
     config.data.validation_split = "val"
     config.data.cameras = ("front", "wrist")
+    config.data.depth_cameras = ()  # cameras that show depth, such as ("front_depth", "wrist_depth"): a stream "depth"
+    config.data.value_discount = 0.0  # each step before the episode's end; 0: no stream "value"
     config.data.image_size = (64, 64)
     config.data.action_key = "action"
     config.data.proprio_key = "proprio"
@@ -44,7 +48,19 @@ def get_config() -> ConfigDict:
     config.tokenizer.batch_size = 32  # windows; each gives one frame of every camera
     config.tokenizer.optimizer = ConfigDict({"steps": 400, "learning_rate": 2e-3, "warmup": 50, "ema": 0.99})
 
-    config.model = ConfigDict({"name": "joint_mot", "sizes": ConfigDict({"unroll": 3})})
+    # A system of the zoo at one of its sizes; options are its own, or fields of Size and Spec.
+    config.model = ConfigDict({"name": "fast_wam", "size": "debug"})
+    config.model.options = ConfigDict(
+        {
+            "noise": "logit_normal",
+            "action_draws": 4,
+            "video_batch_share": 0.25,
+            "video_loss_weight": 0.3,
+            "action_steps": 6,
+            "video_steps": 12,
+            "context_noise": 0.05,
+        }
+    )
 
     config.train = ConfigDict()
     config.train.batch_size = 64

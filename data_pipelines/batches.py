@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -13,7 +13,7 @@ from data_pipelines.statistics import stack_columns
 from data_pipelines.transforms import ActionCodec, Affine
 from data_pipelines.windows import WindowSpec, take, window_table
 from wam_jax import console
-from wam_jax.types import Batch, Text
+from wam_jax.types import Batch, StreamData, Text
 
 _MAX_DROPPED = 0.5  # beyond this share of unreadable windows the dataset is not what it seems
 
@@ -24,7 +24,7 @@ class LatentSource(Protocol):
     """Frames that were tokenised ahead of training (`latents.LatentCache`)."""
 
     def read(self, episode: int, steps: Sequence[int]) -> Float[np.ndarray, "T V h w C"]:
-        """Latents of all cameras; DecodeError where a frame could not be read."""
+        """Latents of all `WindowSpec.image_columns`; DecodeError where a frame could not be read."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,22 +117,37 @@ class BatchAssembler:
         windows = np.array([window for window, _ in samples])
         frames = np.stack([frame for _, frame in samples])
         spec, first, last = self._spec, self.table.row[windows], self.table.last_row[windows]
-        _, frame_mask = take(first, last, spec.frame_offsets)
+        frame_rows, frame_mask = take(first, last, spec.frame_offsets)
         action_rows, action_mask = take(first, last, np.arange(spec.action_horizon))
         actions = self._codec.encode(self._actions[action_rows]).astype(np.float32) * action_mask[..., None]
-        proprio = self._proprio[first]
+        proprio = self._proprio[frame_rows]
+        frames = frames if self._latents is None else frames.astype(np.float32)
+        rgb, depth = np.split(frames, [len(spec.cameras)], axis=2)
         text_row = self._text_row[windows]
         batch = {
-            "images": frames if self._latents is None else None,
-            "latents": None if self._latents is None else frames.astype(np.float32),
+            "images": rgb if self._latents is None else None,
+            "latents": None if self._latents is None else rgb,
             "image_mask": np.repeat(frame_mask[..., None], len(spec.cameras), -1),
             "actions": actions,
             "action_mask": np.repeat(action_mask[..., None], actions.shape[-1], -1),
             "proprio": proprio,
-            "proprio_mask": np.ones(proprio.shape, bool),
+            "proprio_mask": np.repeat(frame_mask[..., None], proprio.shape[-1], -1),
             "embodiment": self._embodiment[windows],
+            "streams": self._streams(depth, last[:, None] - frame_rows, frame_mask),
         }
         return Batch(text=Text(features=self._text.features[text_row], mask=self._text.mask[text_row]), **batch)
+
+    def _streams(
+        self, depth: Shaped[np.ndarray, "B T V ..."], steps_left: Int[np.ndarray, "B T"], mask: Bool[np.ndarray, "B T"]
+    ) -> dict[str, StreamData]:
+        """The further streams that the spec asks for."""
+        streams: dict[str, tuple[Any, Any]] = {}  # values and mask
+        if self._spec.depth_cameras:
+            streams["depth"] = depth, np.repeat(mask[..., None], depth.shape[2], -1)
+        if self._spec.value_discount:
+            value = np.power(self._spec.value_discount, steps_left).astype(np.float32)
+            streams["value"] = value[..., None], mask
+        return {name: StreamData(values=values, mask=mask) for name, (values, mask) in streams.items()}
 
     def _frames(self, window: int) -> Shaped[np.ndarray, "T V ..."]:
         table = self.table
@@ -141,10 +156,10 @@ class BatchAssembler:
         steps = [min(step + offset, last) for offset in self._spec.frame_offsets]
         if self._latents is not None:
             return self._latents[number].read(episode, steps)
-        return read_cameras(self.stores[number], episode, steps, self._spec.cameras, self._spec.image_size)
+        return read_cameras(self.stores[number], episode, steps, self._spec.image_columns, self._spec.image_size)
 
     def _check_frame_shapes(self) -> None:
-        """Reads one window a store, so that sizes that cannot be stacked are an error before training."""
+        """Reads one window a store, so that frames that cannot be stacked or split are an error before training."""
         shapes = {}
         for number, store in enumerate(self.stores):
             windows = np.flatnonzero(self.table.store == number)
@@ -153,6 +168,11 @@ class BatchAssembler:
                 shapes[f"{number}:{store.name}"] = sample[1].shape[1:]
         if len(set(shapes.values())) > 1:
             raise ValueError(f"datasets have frames (cameras, height, width, …) {shapes}; set data.image_size")
+        columns = self._spec.image_columns
+        for name, (views, *_) in shapes.items():
+            if views != len(columns):
+                wanted = f"windows ask for {len(columns)} ({', '.join(columns)})"
+                raise ValueError(f"latents of {name} are of {views} cameras, {wanted}; encode them anew")
 
 
 def read_cameras(

@@ -59,9 +59,9 @@ class EpisodeStore(Protocol):
         """RGB frames at ``steps`` of an episode; `CameraError` or `DecodeError` where that cannot be."""
 
 
-def check_cameras(store: EpisodeStore, cameras: Sequence[str]) -> None:
-    """Raises `CameraError` for the first camera that ``store`` does not have."""
+def check_cameras(store: EpisodeStore, cameras: Sequence[str], field: str = "data.cameras") -> None:
+    """Raises `CameraError` for the first camera that ``store`` does not have; ``field`` of the config names them."""
     for camera in cameras:
         if camera not in store.cameras:
             has = ", ".join(store.cameras) or "no camera"
-            raise CameraError(f"camera '{camera}' is not in {store.name} (has: {has}); set data.cameras")
+            raise CameraError(f"camera '{camera}' is not in {store.name} (has: {has}); set {field}")

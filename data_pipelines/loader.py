@@ -74,11 +74,12 @@ def make_loader(
       shard_index: which host this is.
       shard_count: how many hosts read disjoint parts.
       num_threads: threads that read and decode; 0 reads when asked.
-      latents: pre-encoded frames, one cache a store; batches then hold ``latents`` instead of ``images``.
+      latents: pre-encoded frames of the spec's ``image_columns``, one cache a store; batches then hold ``latents``
+        instead of ``images``, and depth as latents too.
       embodiments: the embodiment number of each store; None counts them.
 
     Raises:
-      CameraError: a store lacks a camera.
+      CameraError: a store lacks a camera or a depth camera.
       KeyError: a store lacks a column, or an instruction has no text features.
       ValueError: sizes, weights or shards do not fit together.
     """

@@ -163,7 +163,7 @@ def _encoded_actions(
     actions: Float[np.ndarray, "S A"],
     cumulative: Bool[np.ndarray, "A"],
 ) -> Iterator[tuple[Float[np.ndarray, "N A"], Float[np.ndarray, "M A"]]]:
-    table = window_table(stores, dataclasses.replace(spec, cameras=()))
+    table = window_table(stores, dataclasses.replace(spec, cameras=(), depth_cameras=()))
     stride = -(-len(table) // _QUANTILE_WINDOWS)
     for start in range(0, len(table), _BLOCK_WINDOWS):
         block = slice(start, start + _BLOCK_WINDOWS)

@@ -18,6 +18,8 @@ class WindowSpec:
       frame_offsets: steps from the window's start to each frame; the first is 0 (now), the rest the future.
       action_horizon: actions in a chunk, ``K``, from the window's start on.
       cameras: ``V`` cameras, in the order the model sees them.
+      depth_cameras: image columns that hold depth as grey; where there are any, batches have the stream ``depth``.
+      value_discount: where it is not 0, batches have the stream ``value``: this, to the power of the steps left.
       image_size: (height, width) to resize to; None keeps the dataset's.
       starts: windows start at steps 0 … starts-1 of an episode only; None at all of them.
       action_key: column of the actions.
@@ -25,6 +27,8 @@ class WindowSpec:
     """
 
     cameras: tuple[str, ...]
+    depth_cameras: tuple[str, ...] = ()
+    value_discount: float = 0.0
     frame_offsets: tuple[int, ...] = (0, 8)
     action_horizon: int = 12
     image_size: tuple[int, int] | None = None
@@ -40,6 +44,13 @@ class WindowSpec:
             raise ValueError(f"action_horizon must be at least 1; got {self.action_horizon}")
         if self.starts is not None and self.starts < 1:
             raise ValueError(f"starts must be at least 1, or None for every step; got {self.starts}")
+        if not 0 <= self.value_discount <= 1:
+            raise ValueError(f"value_discount must be 0 (no value stream) to 1; got {self.value_discount}")
+
+    @property
+    def image_columns(self) -> tuple[str, ...]:
+        """All that is read as images, in one go: cameras, then depth cameras."""
+        return self.cameras + self.depth_cameras
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,13 +75,14 @@ def window_table(stores: Sequence[EpisodeStore], spec: WindowSpec) -> WindowTabl
     """Lists the windows of ``stores``, store by store, episode by episode, step by step.
 
     Raises:
-      CameraError: a store lacks a camera of the spec.
+      CameraError: a store lacks a camera or a depth camera of the spec.
       ValueError: a store has no episode.
     """
     parts = []
     first_row = 0
     for number, store in enumerate(stores):
         check_cameras(store, spec.cameras)
+        check_cameras(store, spec.depth_cameras, field="data.depth_cameras")
         starts = store.episode_starts
         if len(starts) < 2:
             raise ValueError(f"{store.name} has no episode")

@@ -73,7 +73,7 @@ def _override(config: ConfigDict, name: str, text: str) -> None:
     node = config
     for part in parents:
         node = _child(node, part, name, config)
-    open_ended = parents[-1:] == ["sizes"]  # keyword arguments of a spec: checked by the spec
+    open_ended = parents[-1:] in (["sizes"], ["options"])  # keyword arguments of a spec: checked by the spec
     old = None if open_ended and leaf not in node else _child(node, leaf, name, config)
     new = _parse(text)
     if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):

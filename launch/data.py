@@ -24,10 +24,11 @@ from wam_jax.types import Batch
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Everything that is read in training."""
+    """Everything that is read in training; ``embodiments`` has one number a dataset."""
 
     train: tuple[EpisodeStore, ...]
     validation: tuple[EpisodeStore, ...]
+    embodiments: tuple[int, ...]
     windows: WindowSpec
     statistics: Statistics
     codec: ActionCodec
@@ -50,14 +51,22 @@ class Data:
             weights=self.config.weights or None,
             num_threads=self.config.threads,
             latents=latents,
-            embodiments=[0] * len(self.train),
+            embodiments=self.embodiments,
         )
         return iter(loader)
 
     def validation_windows(self, count: int, seed: int, store: int) -> Batch:
         """One fixed batch of one held-out dataset's windows, as pixels."""
-        stores = (self.validation[store],)
-        return fixed_windows(stores, self.windows, self.codec, self.proprio, self.text, count, seed, embodiments=[0])
+        return fixed_windows(
+            [self.validation[store]],
+            self.windows,
+            self.codec,
+            self.proprio,
+            self.text,
+            count,
+            seed,
+            embodiments=[self.embodiments[store]],
+        )
 
 
 def open_data(config: ConfigDict) -> Data:
@@ -68,10 +77,16 @@ def open_data(config: ConfigDict) -> Data:
     """
     if not config.datasets:
         raise ConfigError("config.data.datasets is empty; name RLDS folders, or make some with: wam demos")
+    embodiments = tuple(config.embodiments) or (0,) * len(config.datasets)
+    if len(embodiments) != len(config.datasets):
+        given = f"{len(embodiments)} embodiments and {len(config.datasets)} datasets"
+        raise ConfigError(f"config.data has {given}; give one each, or none")
     train = tuple(open_split(path, config.split) for path in config.datasets)
     validation = tuple(open_split(path, config.validation_split) for path in config.datasets)
     windows = WindowSpec(
         cameras=tuple(config.cameras),
+        depth_cameras=tuple(config.depth_cameras),
+        value_discount=config.value_discount,
         frame_offsets=tuple(config.frame_steps),
         action_horizon=config.action_horizon,
         image_size=tuple(config.image_size),
@@ -83,6 +98,7 @@ def open_data(config: ConfigDict) -> Data:
     data = Data(
         train,
         validation,
+        embodiments,
         windows,
         statistics,
         statistics.action_codec(config.normalization, tuple(config.unnormalized)),
@@ -110,6 +126,10 @@ def _describe(data: Data) -> None:
     action = data.statistics.action
     ranges = ", ".join(f"{low:.2g}..{high:.2g}" for low, high in zip(action.q01, action.q99, strict=True))
     console.log(f"actions: {len(action.mean)} dimensions, 1% to 99%: {ranges} ({data.config.normalization})")
+    if depth := data.windows.depth_cameras:
+        console.log(f"depth: {', '.join(depth)}")
+    if discount := data.windows.value_discount:
+        console.log(f"value: {discount} to the power of the steps left")
     console.log(f"text: {len(data.text.instructions)} instructions, {data.text.features.shape[1]} tokens at most")
 
 
@@ -123,14 +143,16 @@ def interface_sizes(data: Data, latent_shape: tuple[int, int, int]) -> dict[str,
         "action_size": len(data.statistics.action.mean),
         "proprio_size": len(data.statistics.proprio.mean),
         "text_width": data.text.features.shape[-1],
+        "text_tokens": data.text.features.shape[1],
+        "embodiments": 1 + max(data.config.embodiments, default=0),
     }
 
 
 def build_latents(data: Data, encode: Any, key: str, directory: Path) -> list[LatentCache]:
-    """Every training frame encoded once; opened if that was done before."""
+    """Every training frame, depth included, encoded once; opened if that was done before."""
     return [
         LatentCache.build(
-            store, data.windows.cameras, encode, directory / f"{number}_{store.name}", key, batch_size=512,
+            store, data.windows.image_columns, encode, directory / f"{number}_{store.name}", key, batch_size=512,
             image_size=data.windows.image_size, num_threads=data.config.threads,
         )
         for number, store in enumerate(data.train)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from einops import rearrange
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from data_pipelines.write_rlds import RldsWriter
@@ -15,6 +17,7 @@ from wam_jax.sim.demonstrations import Demonstrations, generate_batches, steps_t
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import TASK_NAMES
 
+DEPTH_SUFFIX = "_depth"  # of the cameras that hold depth pictures
 _BATCH = 128
 
 
@@ -39,7 +42,8 @@ def make_demos(config: ConfigDict, out: Path) -> list[Path]:
       the dataset folders (the ones with ``features.json``), in the order of ``config.demos.tasks``.
 
     Raises:
-      ConfigError: if tasks and numbers of episodes do not pair up.
+      ConfigError: if tasks and numbers of episodes do not pair up, or depth is asked of a dataset that was made
+        without.
     """
     tasks, episodes = config.demos.tasks, config.demos.episodes
     if not tasks:
@@ -53,10 +57,12 @@ def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
     name = f"tabletop_{task}"
     folder = out / name / "1.0.0"
     if folder.exists():
+        if config.demos.depth and DEPTH_SUFFIX not in (folder / "features.json").read_text():
+            raise ConfigError(f"{folder} was made without depth; choose another folder, or delete this one")
         console.log(f"{name}: found in {folder}")
         return folder
     env = Tabletop(task, image_size=config.data.image_size[0])
-    sizes = dict.fromkeys(env.cameras, tuple(config.data.image_size))
+    sizes = dict.fromkeys(dataset_cameras(env, config.demos.depth), tuple(config.data.image_size))
     splits = {"train": episodes, "val": config.demos.validation_episodes}
     folder.parent.mkdir(parents=True, exist_ok=True)
     successes: list[np.ndarray] = []
@@ -71,24 +77,31 @@ def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
                 action_noise=config.demos.action_noise,
                 wander_steps=config.demos.wander_steps,
                 batch_size=_BATCH,
+                depth=config.demos.depth,
             )
             for batch in console.progress(batches, f"{name} {split}", total=-(-count // _BATCH)):
                 successes.append(np.asarray(batch.success[:, -1]))
-                lengths.extend(_write(writer, env, batch, split, config.demos.hold_steps))
+                lengths.extend(write_episodes(writer, env, batch, split, config.demos.hold_steps))
     rate = np.concatenate(successes).mean()
     console.log(f"{name}: {len(lengths)} episodes of {np.mean(lengths):.0f} steps, expert success {rate:.3f}")
     return folder
 
 
-def _write(writer: RldsWriter, env: Tabletop, batch: Demonstrations, split: str, hold_steps: int) -> list[int]:
+def dataset_cameras(env: Tabletop, depth: bool) -> tuple[str, ...]:
+    """Names of the cameras that the dataset will have: the environment's, then those that hold depth."""
+    return env.cameras + tuple(camera + DEPTH_SUFFIX for camera in env.cameras if depth)
+
+
+def write_episodes(writer: RldsWriter, env: Tabletop, batch: Demonstrations, split: str, hold_steps: int) -> list[int]:
     """Writes episodes that end ``hold_steps`` after success; returns their lengths."""
-    images, actions, proprio, rewards, success = (
-        np.asarray(x) for x in (batch.images, batch.action, batch.proprio, batch.reward, batch.success)
+    pictures = _pictures(env, batch)
+    actions, proprio, rewards, success = (
+        np.asarray(x) for x in (batch.action, batch.proprio, batch.reward, batch.success)
     )
     lengths = np.minimum(steps_to_success(success) + hold_steps, success.shape[1])
     for episode, length in enumerate(lengths):
         writer.add_episode(
-            {camera: images[episode, :length, view] for view, camera in enumerate(env.cameras)},
+            {camera: frames[episode, :length] for camera, frames in pictures.items()},
             actions[episode, :length],
             proprio[episode, :length],
             env.instructions[int(batch.instruction[episode])],
@@ -96,3 +109,13 @@ def _write(writer: RldsWriter, env: Tabletop, batch: Demonstrations, split: str,
             split=split,
         )
     return lengths.tolist()
+
+
+def _pictures(env: Tabletop, batch: Demonstrations) -> dict[str, UInt8[np.ndarray, "N S H W 3"]]:
+    """What each of the `dataset_cameras` saw; depth as grey of three equal channels."""
+    images = np.asarray(batch.images)
+    views = list(rearrange(images, "n s v ... -> v n s ..."))
+    if batch.depth is not None:
+        grey = np.broadcast_to(np.asarray(batch.depth)[..., None], images.shape)
+        views += list(rearrange(grey, "n s v ... -> v n s ..."))
+    return dict(zip(dataset_cameras(env, batch.depth is not None), views, strict=True))

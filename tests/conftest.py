@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from wam_jax.nn.module import Definition, Params, define
-from wam_jax.types import Batch, Text
+from wam_jax.types import Batch, StreamData, Text
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.spec import Interface, Spec
-from wam_jax.zoo import joint_mot
+from wam_jax.zoo import make_spec
 
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "tests"
 
@@ -37,8 +37,8 @@ hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("tests")
 
 INTERFACE = Interface(
-    latent_shape=(4, 4, 2), cameras=2, frame_steps=(0, 4, 8), action_horizon=3, action_size=4, proprio_size=3,
-    text_width=5,
+    latent_shape=(4, 4, 2), cameras=2, frame_steps=(0, 2, 4), action_horizon=4, action_size=4, proprio_size=3,
+    text_width=5, text_tokens=4, embodiments=2,
 )  # fmt: skip
 
 
@@ -48,12 +48,13 @@ class TinyModel:
     interface = INTERFACE
 
     @staticmethod
-    def spec(**changes) -> Spec:
-        sizes = {"num_layers": 2, "num_heads": 4, "head_dim": 6, "video_width": 24, "action_width": 16, "ffn_ratio": 2}
-        return joint_mot(**{**sizes, "action_draws": 2, "video_batch_share": 0.5, **changes})
+    def spec(name: str = "fast_wam", **changes) -> Spec:
+        sizes = {"layers": 2, "heads": 4, "head_dim": 6, "video": 24, "video_ffn": 48, "action": 16, "action_ffn": 32}
+        small = {"noise": "logit_normal", "action_draws": 2, "video_batch_share": 0.5, "video_loss_weight": 0.3}
+        return make_spec(name, **{**sizes, "unroll": 1, **(small if name == "fast_wam" else {}), **changes})
 
-    def define(self, **changes) -> Definition[WorldActionModel]:
-        spec = self.spec(**changes)
+    def define(self, name: str = "fast_wam", **changes) -> Definition[WorldActionModel]:
+        spec = self.spec(name, **changes)
         return define(lambda rngs: WorldActionModel(spec, INTERFACE, rngs))
 
     @staticmethod
@@ -84,14 +85,20 @@ def batch() -> Batch:
     action_mask[1, 1:] = False
     image_mask = np.ones((size, frames, INTERFACE.cameras), bool)
     image_mask[0, 2] = False
+    proprio_mask = np.ones((size, frames, INTERFACE.proprio_size), bool)
+    proprio_mask[0, 2] = False
     return Batch(
         images=None,
         latents=normal(frames, INTERFACE.cameras, *INTERFACE.latent_shape),
         image_mask=image_mask,
         actions=normal(INTERFACE.action_horizon, INTERFACE.action_size),
         action_mask=action_mask,
-        proprio=normal(INTERFACE.proprio_size),
-        proprio_mask=np.ones((size, INTERFACE.proprio_size), bool),
+        proprio=normal(frames, INTERFACE.proprio_size),
+        proprio_mask=proprio_mask,
         text=Text(features=normal(4, INTERFACE.text_width), mask=text_mask),
-        embodiment=np.zeros(size, np.int32),
+        embodiment=np.arange(size, dtype=np.int32) % 2,
+        streams={
+            "value": StreamData(values=normal(frames, 1), mask=image_mask[..., 0]),
+            "depth": StreamData(values=normal(frames, INTERFACE.cameras, *INTERFACE.latent_shape), mask=image_mask),
+        },
     )

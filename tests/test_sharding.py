@@ -1,12 +1,28 @@
 """One mesh or another, the numbers stay; what does not fit a mesh is refused by name."""
 
+import os
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.experimental import topologies
+from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 
-from wam_jax.sharding import RULES, batch_sharding, make_mesh, param_shardings, partition_spec
+from wam_jax.sharding import (
+    MESH_AXES,
+    RULES,
+    ambient_platform,
+    batch_sharding,
+    constrain,
+    make_mesh,
+    mesh_axis_size,
+    param_shardings,
+    partition_spec,
+    replicated,
+    use_mesh,
+)
 from wam_jax.tokenizers.visual import FrozenTokenizer
 from wam_jax.training.losses import wam_loss
 from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -129,3 +145,96 @@ def test_dimension_that_does_not_divide_names_the_parameter():
     with pytest.raises(ValueError, match="does not divide") as error:
         param_shardings(mesh, {"up": {"kernel": ("embed", "mlp")}}, shapes)
     assert str(error.value) == "parameter ['up']['kernel'] of shape (12, 4) does not divide by mesh axis fsdp=8"
+
+
+def test_parameter_that_no_rule_reaches_is_named():
+    mesh, shapes = make_mesh({}, jax.devices()[:1]), {"up": {"kernel": jax.ShapeDtypeStruct((12, 4), "float32")}}
+    for axes, message in [
+        (("embed", "vocab"), "no sharding rule for logical axis 'vocab' of ('embed', 'vocab'); add it to RULES"),
+        (("embed",), "of shape (12, 4) has logical axes ('embed',); name one a dimension"),
+        (None, "of shape (12, 4) has logical axes None; name one a dimension"),
+    ]:
+        with pytest.raises(ValueError, match="parameter") as error:
+            param_shardings(mesh, {"up": {"kernel": axes}}, shapes)
+        assert str(error.value) == f"parameter ['up']['kernel']{':' if 'rule' in message else ''} {message}"
+
+
+def constrained(mesh, shape, axes):
+    """Where an array of this shape lives after ``constrain`` inside a jitted function on this mesh."""
+
+    def place(x):
+        with use_mesh(mesh):
+            return constrain(x, axes)
+
+    return jax.jit(place, in_shardings=replicated(mesh))(jnp.zeros(shape)).sharding
+
+
+def test_activations_are_cut_by_their_logical_axes():
+    mesh = make_mesh({"data": 2, "context": 2, "tensor": 2}, jax.devices())
+    for axes, local in [
+        (("batch", "tokens", None), (2, 3, 8)),
+        (("batch", "tokens", "mlp"), (2, 3, 4)),
+        ((None, "tokens", "heads"), (4, 3, 4)),
+    ]:
+        assert constrained(mesh, (4, 6, 8), axes).shard_shape((4, 6, 8)) == local
+
+
+def test_size_of_a_mesh_axis_is_that_of_the_ambient_mesh():
+    assert mesh_axis_size("context") == 1
+    with use_mesh(make_mesh({"data": 2, "context": 4}, jax.devices())):
+        assert mesh_axis_size("context") == 4
+
+
+def test_one_device_constrains_nothing():
+    x = jnp.zeros((3, 5))
+    assert constrain(x, ("batch", "tokens")) is x
+    with use_mesh(make_mesh({}, jax.devices()[:1])):
+        assert constrain(x, ("batch", "tokens")) is x
+
+
+def test_inside_shard_map_there_is_nothing_left_to_cut():
+    mesh = make_mesh({"data": 8}, jax.devices())
+    spec = partition_spec(("batch", None))
+    run = jax.shard_map(lambda x: constrain(x, ("batch", "tokens")), mesh=mesh, in_specs=spec, out_specs=spec)
+    assert jax.jit(run)(jnp.zeros((8, 3))).sharding.shard_shape((8, 3)) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "problem"),
+    [
+        ((4, 9, 8), ("batch", "tokens", None), "tokens=9 does not divide by mesh axis context=2"),
+        ((6, 8), ("batch", "tokens"), "batch=6 does not divide by mesh axis data x fsdp=4"),
+    ],
+    ids=["tokens", "batch"],
+)
+def test_activation_that_does_not_divide_is_refused(shape, axes, problem):
+    with pytest.raises(ValueError, match="divide") as error:
+        constrained(make_mesh({"data": 2, "fsdp": 2, "context": 2}, jax.devices()), shape, axes)
+    assert str(error.value) == f"activation of shape {shape} and logical axes {axes}: {problem}"
+
+
+def test_activation_needs_a_logical_axis_a_dimension():
+    with pytest.raises(ValueError, match="activation") as error:
+        constrained(make_mesh({"data": 8}, jax.devices()), (8, 4, 2), ("batch", "tokens"))
+    assert str(error.value) == (
+        "activation of shape (8, 4, 2) has logical axes ('batch', 'tokens'); name one a dimension"
+    )
+
+
+def test_platform_is_that_of_the_mesh():
+    assert ambient_platform() == "cpu"
+    chip = AbstractDevice(device_kind="TPU v5", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1, 1, 1, 1), MESH_AXES, abstract_device=chip)):
+        assert ambient_platform() == "tpu"
+
+
+def test_slices_of_a_tpu_meet_in_the_data_axis():
+    pytest.importorskip("libtpu")
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")  # no metadata server; other processes
+    chips = topologies.get_topology_desc("v5p:2x2x1", "tpu", num_slices=2).devices
+    mesh = make_mesh({"data": 4, "fsdp": -1}, chips)
+    for number, part in enumerate(np.split(mesh.devices, 2)):
+        assert {chip.slice_index for chip in part.flat} == {number}
+    with pytest.raises(ValueError, match="slices") as error:
+        make_mesh({"fsdp": 8}, chips)
+    assert str(error.value) == "mesh axis data=1 does not divide by the 2 slices; they meet in that axis"

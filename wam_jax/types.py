@@ -7,7 +7,7 @@ Letters: ``B`` batch, ``T`` frames, ``V`` cameras, ``H W`` pixels, ``h w`` laten
 import dataclasses
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 
 @jax.tree_util.register_dataclass
@@ -21,12 +21,32 @@ class Text:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamData:
+    """What a further stream holds, as depth frames, value, optical flow or latent actions; mask True where present.
+
+    The mask's axes are the first axes of the values:
+
+      stream      values                                                                   mask
+      ``value``   f32[*B, T, 1]                                                            [*B, T]
+      ``depth``   uint8[*B, T, V, H, W, 3], grey; or f32[*B, T, V, h, w, C] as latents     [*B, T, V]
+
+    Further streams may have a time grid of their own.
+    """
+
+    values: Shaped[Array, "*values"]
+    mask: Bool[Array, "*mask"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
     """What the loader yields and the trainer eats.
 
     Frame 0 is now, the rest are the future. A batch holds pixels (``images``) or, where a dataset was tokenised
-    ahead of training, ``latents``; the other is None. Actions and proprioception are normalised, the way the
-    dataset's statistics say. Action-free video is a batch whose ``action_mask`` is all false.
+    ahead of training, ``latents``; the other is None. Proprioception is that at the control steps of the frames.
+    Past an episode's end, images and proprioception repeat its last step, and are masked out. Actions and
+    proprioception are normalised, the way the dataset's statistics say. Action-free video is a batch whose
+    ``action_mask`` is all false. ``streams`` holds what else was asked for, by stream name.
     """
 
     images: UInt8[Array, "*B T V H W 3"] | None
@@ -34,10 +54,11 @@ class Batch:
     image_mask: Bool[Array, "*B T V"]
     actions: Float[Array, "*B K A"]
     action_mask: Bool[Array, "*B K A"]
-    proprio: Float[Array, "*B P"]
-    proprio_mask: Bool[Array, "*B P"]
+    proprio: Float[Array, "*B T P"]
+    proprio_mask: Bool[Array, "*B T P"]
     text: Text
     embodiment: Int[Array, "*B"]
+    streams: dict[str, StreamData] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass

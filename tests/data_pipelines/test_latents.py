@@ -116,6 +116,27 @@ def test_loader_yields_latents_of_the_same_windows(store: RldsStore, cache: Late
     np.testing.assert_array_equal(latents.latents, encoded.astype(np.float16))
 
 
+def test_depth_comes_as_latents_of_the_same_windows(store: RldsStore, cache: LatentCache) -> None:
+    spec = WindowSpec(cameras=("front",), depth_cameras=("wrist",), frame_offsets=(0, 3))
+    codec, affine, table = ActionCodec(np.zeros(4, bool), Affine.identity(4)), Affine.identity(3), text_table([store])
+    pixels = fixed_windows([store], spec, codec, affine, table, 20, seed=1).streams["depth"]
+    batch = fixed_windows([store], spec, codec, affine, table, 20, seed=1, latents=[cache])
+    latents = batch.streams["depth"]
+    encoded = Encoder()(pixels.values.reshape(-1, 16, 24, 3)).reshape(latents.values.shape)
+    np.testing.assert_array_equal(latents.values, encoded.astype(np.float16))
+    np.testing.assert_array_equal(latents.mask, pixels.mask)
+    assert batch.latents.shape == latents.values.shape == (20, 2, 1, *cache.latent_shape)
+    assert latents.values.dtype == np.float32
+
+
+def test_latents_of_other_cameras_than_the_windows_are_refused(store: RldsStore, cache: LatentCache) -> None:
+    spec = WindowSpec(cameras=CAMERAS, depth_cameras=("wrist",))
+    codec, table = ActionCodec(np.zeros(4, bool), Affine.identity(4)), text_table([store])
+    message = r"latents of 0:toy are of 2 cameras, windows ask for 3 \(front, wrist, wrist\); encode them anew"
+    with pytest.raises(ValueError, match=message):
+        make_loader([store], spec, codec, Affine.identity(3), table, 4, 0, latents=[cache])
+
+
 def test_unreadable_frame_drops_its_windows(tmp_path: pathlib.Path) -> None:
     directory = write_dataset(tmp_path / "d", [make_episode(seed, 6) for seed in range(3)])
     store = RldsStore.open(directory, "train", build=True)

@@ -1,6 +1,7 @@
 """Batches hold what the dataset holds; their order is deterministic, resumable, complete and well mixed."""
 
 import collections
+import dataclasses
 import itertools
 import pathlib
 import pickle
@@ -39,7 +40,7 @@ def take(iterable, count: int) -> list:
 
 def windows_of(batches: list[Batch]) -> list[bytes]:
     """What tells windows apart: their proprioception is random."""
-    return [row.tobytes() for batch in batches for row in np.asarray(batch.proprio)]
+    return [row.tobytes() for batch in batches for row in np.asarray(batch.proprio[:, 0])]
 
 
 def test_batch_holds_the_window(
@@ -52,7 +53,7 @@ def test_batch_holds_the_window(
     )
     total = int(store.episode_starts[-1])
     batch = fixed_windows([store], spec, codec, affine, table, total, 0, embodiments=[7])
-    found = {row.tobytes(): i for i, row in enumerate(np.asarray(batch.proprio))}
+    found = {row.tobytes(): i for i, row in enumerate(np.asarray(batch.proprio[:, 0]))}
     for number, episode in enumerate(episodes):
         length = len(episode.action)
         for step in range(length):
@@ -61,16 +62,57 @@ def test_batch_holds_the_window(
             for v, camera in enumerate(spec.cameras):
                 np.testing.assert_array_equal(batch.images[i, :, v], store.read_frames(number, camera, frames))
             assert batch.image_mask[i].tolist() == [[True, True], [step + 3 < length] * 2]
+            np.testing.assert_array_equal(batch.proprio[i], affine.normalise(episode.proprio[frames]))
+            assert batch.proprio_mask[i].tolist() == [[True] * 3, [step + 3 < length] * 3]
             chunk = episode.action[step : step + 4]
             np.testing.assert_allclose(batch.actions[i, : len(chunk)], codec.encode(chunk), atol=1e-5)
             assert (batch.actions[i, len(chunk) :] == 0).all()
             assert batch.action_mask[i].tolist() == [[step + k < length] * 4 for k in range(4)]
             assert batch.text.features[i, 0, 0] == table.instructions.index(episode.instruction)
             assert batch.embodiment[i] == 7
-    assert batch.proprio_mask.all()
     assert batch.latents is None
+    assert batch.streams == {}
     dtypes = {name: getattr(batch, name).dtype for name in ("images", "actions", "proprio", "embodiment")}
     assert dtypes == {"images": np.uint8, "actions": np.float32, "proprio": np.float32, "embodiment": np.int32}
+
+
+def test_value_is_the_discount_to_the_power_of_the_steps_left(tmp_path: pathlib.Path) -> None:
+    store = RldsStore.open(write_dataset(tmp_path / "d", [make_episode(0, 3)]), "train", build=True)
+    spec = WindowSpec(cameras=("front",), frame_offsets=(0, 1, 4), value_discount=0.5)
+    batch = fixed_windows([store], spec, _RAW, Affine.identity(3), text_table([store]), 3, 0)
+    order = [store.lowdim("proprio").tolist().index(row.tolist()) for row in batch.proprio[:, 0]]
+    by_start = np.argsort(order)
+    value = batch.streams["value"]
+    assert value.values.dtype == np.float32
+    assert value.values[by_start].tolist() == [[[0.25], [0.5], [1]], [[0.5], [1], [1]], [[1], [1], [1]]]
+    assert value.mask[by_start].tolist() == [[True, True, False], [True, True, False], [True, False, False]]
+
+
+@pytest.mark.parametrize("image_size", [None, (8, 8)])
+def test_depth_cameras_are_read_as_cameras_are(store: RldsStore, image_size: tuple[int, int] | None) -> None:
+    options = {"frame_offsets": (0, 3, 5), "image_size": image_size}
+    table, total = text_table([store]), int(store.episode_starts[-1])
+    both, split = (
+        fixed_windows([store], spec, _RAW, Affine.identity(3), table, total, 0)
+        for spec in (
+            WindowSpec(cameras=("front", "wrist"), **options),
+            WindowSpec(cameras=("front",), depth_cameras=("wrist",), **options),
+        )
+    )
+    depth = split.streams["depth"]
+    np.testing.assert_array_equal(split.images, both.images[:, :, :1])
+    np.testing.assert_array_equal(depth.values, both.images[:, :, 1:])
+    np.testing.assert_array_equal(split.image_mask, both.image_mask[:, :, :1])
+    np.testing.assert_array_equal(depth.mask, both.image_mask[:, :, 1:])
+    assert not depth.mask.all()
+    assert depth.values.dtype == np.uint8
+
+
+def test_further_streams_leave_the_rest_of_a_batch_as_it_was(store: RldsStore, spec: WindowSpec) -> None:
+    asked = dataclasses.replace(spec, depth_cameras=("wrist", "front"), value_discount=0.9)
+    for plain, more in zip(take(loader([store], spec), 12), take(loader([store], asked), 12), strict=True):
+        assert set(more.streams) == {"depth", "value"}
+        assert fingerprint(dataclasses.replace(more, streams={})) == fingerprint(plain)
 
 
 @pytest.mark.parametrize("num_threads", [0, 3])

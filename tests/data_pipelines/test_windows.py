@@ -44,6 +44,9 @@ def test_table_of_two_stores_is_laid_end_to_end(store: RldsStore, spec: WindowSp
 def test_missing_camera_lists_what_there_is(store: RldsStore) -> None:
     with pytest.raises(CameraError, match=r"^camera 'left' is not in toy \(has: front, wrist\); set data.cameras$"):
         window_table([store], WindowSpec(cameras=("front", "left")))
+    message = r"^camera 'front_depth' is not in toy \(has: front, wrist\); set data.depth_cameras$"
+    with pytest.raises(CameraError, match=message):
+        window_table([store], WindowSpec(cameras=("front",), depth_cameras=("front_depth",)))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,7 @@ def test_missing_camera_lists_what_there_is(store: RldsStore) -> None:
         ({"frame_offsets": (0, 4, 4)}, r"frame_offsets must start at 0 and increase; got \(0, 4, 4\)"),
         ({"action_horizon": 0}, "action_horizon must be at least 1; got 0"),
         ({"starts": 0}, "starts must be at least 1, or None for every step; got 0"),
+        ({"value_discount": 1.5}, r"value_discount must be 0 \(no value stream\) to 1; got 1.5"),
     ],
 )
 def test_nonsense_is_refused(options: dict, message: str) -> None:

@@ -5,9 +5,17 @@ import numpy as np
 import pytest
 from conftest import NUM_EPISODES
 
+from configs import common
+from data_pipelines.episodes import CameraError
+from data_pipelines.rlds import RldsStore
+from data_pipelines.windows import WindowSpec, window_table
+from data_pipelines.write_rlds import RldsWriter
+from launch import demos
+from launch.config import ConfigError
 from wam_jax.sim.compilation import jit
 from wam_jax.sim.control import ACTION_SCALE
 from wam_jax.sim.demonstrations import generate, generate_batches, steps_to_success, wander
+from wam_jax.sim.render import depth_from_image
 from wam_jax.sim.tabletop import Tabletop
 
 
@@ -41,6 +49,67 @@ def test_a_key_gives_the_same_episodes_however_many_are_asked_for(reach, reach_d
         np.testing.assert_array_equal(one, two)
     assert second.action.shape == (4, reach.expert_steps, 4)
     assert (np.asarray(second.proprio[:, 0]) != np.asarray(first.proprio[:4, 0])).any(-1).all()
+
+
+@pytest.fixture(scope="module")
+def with_depth(reach):
+    """The episodes of ``reach_demonstrations``, with depth."""
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    return generate(reach, key, NUM_EPISODES, reach.expert_steps, depth=True)
+
+
+def test_depth_is_an_addition(reach, reach_demonstrations, with_depth):
+    assert reach_demonstrations.depth is None
+    assert with_depth.depth.shape == (NUM_EPISODES, reach.expert_steps, 2, 64, 64)
+    np.testing.assert_array_equal(with_depth.instruction, reach_demonstrations.instruction)
+    # Compiled on its own, physics rounds otherwise, and the expert corrects what grows of that.
+    np.testing.assert_allclose(with_depth.proprio, reach_demonstrations.proprio, atol=1e-3)
+    same = np.abs(np.asarray(with_depth.images, int) - np.asarray(reach_demonstrations.images)) <= 2
+    assert same.mean() > 0.99
+
+
+@pytest.fixture(scope="module")
+def written(reach, reach_demonstrations, with_depth, tmp_path_factory):
+    """The first two episodes on disk, without depth and with it."""
+    stores = []
+    for name, batch in (("plain", reach_demonstrations), ("depth", with_depth)):
+        episodes = jax.tree.map(lambda x: x[:2], batch)
+        folder = tmp_path_factory.mktemp(name) / "reach"
+        sizes = dict.fromkeys(demos.dataset_cameras(reach, depth=batch.depth is not None), (64, 64))
+        with RldsWriter(folder, "reach", sizes, reach.action_size, reach.proprio_size) as writer:
+            demos.write_episodes(writer, reach, episodes, "train", hold_steps=8)
+        stores.append(RldsStore.open(folder, "train", build=True))
+    return stores
+
+
+def test_depth_on_disk_is_grey_and_close_to_what_was_drawn(written, with_depth):
+    assert written[0].cameras == ("front", "wrist")
+    assert sorted(written[1].cameras) == ["front", "front_depth", "wrist", "wrist_depth"]
+    steps = range(written[1].num_steps(1))
+    for view, camera in enumerate(("front_depth", "wrist_depth")):
+        frames = written[1].read_frames(1, camera, steps)
+        assert (frames == frames[..., :1]).all()
+        drawn = np.asarray(with_depth.depth[1, : len(steps), view])
+        error = np.abs(depth_from_image(frames[..., 0]) - depth_from_image(drawn))  # metres that JPEG adds
+        assert error.mean() < 0.004
+        assert np.quantile(error, 0.99) < 0.03
+
+
+def test_depth_of_demonstrations_without_any_is_refused(written):
+    with pytest.raises(CameraError, match=r"^camera 'front_depth' is not in reach \(has: front, wrist\)"):
+        window_table(written[:1], WindowSpec(cameras=("front",), depth_cameras=("front_depth",)))
+
+
+def test_depth_is_not_taken_for_granted_where_demonstrations_exist(tmp_path):
+    folder = tmp_path / "tabletop_reach" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "features.json").write_text('{"front": {}}')
+    config = common.get_config()
+    config.demos.update({"tasks": ("reach",), "episodes": (1,)})
+    assert demos.make_demos(config, tmp_path) == [folder]
+    config.demos.depth = True
+    with pytest.raises(ConfigError, match=r"1.0.0 was made without depth; choose another folder, or delete this one"):
+        demos.make_demos(config, tmp_path)
 
 
 def test_a_batch_of_episodes_is_each_of_them(reach, reach_demonstrations):

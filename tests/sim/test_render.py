@@ -8,11 +8,12 @@ import mujoco
 import numpy as np
 import pytest
 
-from wam_jax.sim import render
+from wam_jax.sim import primitives, render
 from wam_jax.sim.compilation import jit
 from wam_jax.sim.render import SKY
 
 GEOM_GROUPS = {"front": (0, 1), "wrist": (0,)}
+HALF_LEVEL = render.FARTHEST_DEPTH / 510  # metres: what rounding to one of 256 greys may lose
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,12 @@ def geometry(place, place_states):
 @pytest.fixture(scope="module")
 def pictures(place, place_states):
     return np.asarray(jit(jax.vmap(place.render))(place_states))
+
+
+@pytest.fixture(scope="module")
+def drawn_with_depth(place, place_states):
+    """Pictures and depth pictures."""
+    return jax.tree.map(np.asarray, jit(jax.vmap(place.render_with_depth))(place_states))
 
 
 def c_data(env, states, episode):
@@ -60,6 +67,38 @@ def test_matches_mujoco_ray_casting(place, place_states, geometry, camera):
         same = segmentation[episode, index] == ids
         assert same.mean() > 0.99
         assert (np.abs(depth[episode, index] - reference) < 1e-3).mean() > 0.99
+
+
+@pytest.mark.parametrize("camera", ["front", "wrist"])
+def test_depth_pictures_invert_to_mujocos_depth(place, place_states, drawn_with_depth, camera):
+    index = place.cameras.index(camera)
+    for episode in range(8):
+        _, reference = c_rays(place, c_data(place, place_states, episode), camera, GEOM_GROUPS[camera])
+        error = np.abs(render.depth_from_image(drawn_with_depth[1][episode, index]) - reference)
+        assert (error < HALF_LEVEL + 1e-3).mean() > 0.99
+
+
+def test_depth_pictures_lose_half_a_level_and_clip_nothing(geometry, drawn_with_depth):
+    np.testing.assert_allclose(render.depth_from_image(drawn_with_depth[1]), geometry[1], atol=HALF_LEVEL + 1e-5)
+
+
+def test_pictures_with_depth_are_those_without(pictures, drawn_with_depth):
+    # Other fusions may round a pixel the other way; none may differ by more.
+    assert np.abs(pictures.astype(int) - drawn_with_depth[0]).max() <= 1
+
+
+def test_depth_pictures_grow_with_depth_and_are_white_beyond_the_farthest(place):
+    view = render.make_view(place.model, "front", 32, (0,), shadow=False)
+    depth = np.linspace(0.0, 2.0, 32 * 32, dtype=np.float32)
+    distance = depth / -view.rays[2]
+    distance[-1] = primitives.MISS
+    hits = render.Hits(origin=np.zeros(3), direction=view.rays, distance=distance, winner=np.zeros(32 * 32, np.int32))
+    grey = np.asarray(render.depth_image(view, hits)).ravel()
+    near = depth <= render.FARTHEST_DEPTH
+    assert grey.dtype == np.uint8
+    assert (np.diff(grey.astype(int)) >= 0).all()
+    assert (grey[~near] == 255).all()
+    np.testing.assert_allclose(render.depth_from_image(grey)[near], depth[near], atol=HALF_LEVEL + 1e-6)
 
 
 def test_wrist_camera_cannot_see_what_it_leaves_out(place, place_states):

@@ -1,4 +1,4 @@
-"""Who influences whom in the model's velocities, and that scanning and rematerialising change nothing."""
+"""Who influences whom in a model's predictions, and what must leave them unchanged."""
 
 import dataclasses
 
@@ -7,160 +7,204 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wam_jax.objectives.flow_matching import flow_matching_loss
-from wam_jax.wam.model import Noisy, WorldActionModel
-from wam_jax.wam.sample import sample, stream_shape
-from wam_jax.wam.visibility import COUPLINGS
+from wam_jax.objectives.flow_matching import flow_matching_loss, known_from_batch
+from wam_jax.wam.model import Noisy
+from wam_jax.wam.spec import KINDS
+from wam_jax.wam.visibility import Group
 
+# One of each kind of coupling and visibility; every other system is a variation.
+SYSTEMS = (
+    "fast_wam",
+    "gigaworld_policy",
+    "dreamzero",
+    "lingbot_va",
+    "agra",
+    "x_wam",
+    "uva",
+    "motus",
+    "h_bridge",
+    "repwam",
+)
 DRAWS = 2
 
 
-class Velocities:
-    """A tiny model of one coupling, with random noisy streams, and its jitted velocity."""
+class Predictions:
+    """A tiny model with random noisy streams, and its jitted predictions of everything at once."""
 
-    def __init__(self, tiny, batch, coupling: str):
-        self.definition = tiny.define(coupling=coupling)
+    def __init__(self, tiny, batch, name: str, **changes):
+        self.definition = tiny.define(name, **changes)
         self.params = tiny.params(self.definition)
-        self.batch = batch
+        self.model = self.definition.bind(self.params)
+        self.known = known_from_batch(self.model, batch, jnp.asarray(batch.latents))
         rng = np.random.default_rng(2)
-        model = self.definition.bind(self.params)
-        self.noisy = {
-            stream: Noisy(
-                rng.normal(size=(8, DRAWS, *stream_shape(model, stream))).astype(np.float32),
-                rng.uniform(size=(8, DRAWS)).astype(np.float32),
-            )
-            for stream in ("video", "action")
-        }
-        self._velocity = jax.jit(self._run)
+        layout = self.model.layout
+        self.noisy = {}
+        for stream in self.model.spec.streams:
+            if stream.role == "denoised":
+                draws = stream.noise.draws
+                shape = (8, draws, *layout.future_shape(stream))
+                values, level = rng.normal(size=shape), rng.uniform(size=(8, draws, 1))
+                self.noisy[stream.name] = Noisy(
+                    values=jnp.asarray(values, jnp.float32), level=jnp.asarray(level, jnp.float32)
+                )
+        self._run = jax.jit(self._predict)
 
-    def _run(self, params, noisy):
+    def _predict(self, params, known, noisy):
         model = self.definition.bind(params)
-        prefix = model.prefix(jnp.asarray(self.batch.latents[:, 0]), self.batch.proprio, self.batch.text)
-        return model.velocity(prefix, noisy)
+        names = model.spec.generated
+        return model.predict(model.begin(known), model.layout.needed(names), known, noisy, names)
 
-    def __call__(self, noisy=None) -> dict[str, np.ndarray]:
-        return jax.tree.map(np.asarray, self._velocity(self.params, noisy or self.noisy))
+    def __call__(self, known=None, noisy=None) -> dict[str, np.ndarray]:
+        return jax.tree.map(np.asarray, self._run(self.params, known or self.known, noisy or self.noisy))
 
-    def with_changed(self, stream: str, draw: int | slice = slice(None)) -> dict[str, np.ndarray]:
-        """The velocities after one stream's values and noise levels were changed in these draws."""
-        values, level = self.noisy[stream].values.copy(), self.noisy[stream].level.copy()
-        values[:, draw] += 1.0
-        level[:, draw] = 1 - level[:, draw]
-        return self({**self.noisy, stream: Noisy(values, level)})
+    def changed(self, group: Group, draw: int = 0) -> dict[str, np.ndarray]:
+        """The predictions after the data of one group has changed."""
+        layout, stream = self.model.layout, self.model.spec.stream(group.stream)
+        if group.clean:
+            span = slice(*layout.span(stream, group.block))
+            data = self.known.values[group.stream]
+            values = {**self.known.values, group.stream: data.at[:, span].add(1.0)}
+            return self(known=dataclasses.replace(self.known, values=values))
+        span, state = slice(*layout.future_span(stream, group.block)), self.noisy[group.stream]
+        state = dataclasses.replace(state, values=state.values.at[:, draw, span].add(1.0))
+        return self(noisy={**self.noisy, group.stream: state})
+
+    def of(self, predictions: dict[str, np.ndarray], group: Group) -> np.ndarray:
+        stream = self.model.spec.stream(group.stream)
+        return predictions[group.stream][:, :, slice(*self.model.layout.future_span(stream, group.block))]
 
 
-@pytest.fixture(scope="module")
-def velocities(tiny, batch):
-    return {coupling: Velocities(tiny, batch, coupling) for coupling in COUPLINGS}
+@pytest.fixture(scope="module", params=SYSTEMS)
+def predictions(request, tiny, batch):
+    return Predictions(tiny, batch, request.param)
 
 
-@pytest.mark.parametrize("coupling", sorted(COUPLINGS))
-def test_a_stream_influences_the_other_only_where_the_coupling_says_so(velocities, coupling):
-    run = velocities[coupling]
+def test_a_group_influences_exactly_what_depends_on_it(predictions):
+    layout, before = predictions.model.layout, predictions()
+    groups, depends = layout.groups, layout.depends
+    targets = [g for g in groups if not g.clean]
+    for j, source in enumerate(groups):
+        stream = predictions.model.spec.stream(source.stream)
+        if KINDS[stream.kind] in ("features", "learned") or (
+            predictions.model.queried(source) and stream.head != "diffusion"
+        ):
+            continue
+        after = predictions.changed(source)
+        for target in targets:
+            i = groups.index(target)
+            ours, old = predictions.of(after, target), predictions.of(before, target)
+            # A diffusion head's noise is seen by its own token only: to the trunk it is a query.
+            alone = not source.clean and stream.head == "diffusion" and source != target
+            influences = bool(depends[i, j]) and not alone
+            if influences:
+                assert np.abs(ours - old).max() > 1e-6, f"{source} -> {target}"
+            else:
+                np.testing.assert_array_equal(ours, old, err_msg=f"{source} -> {target}")  # bitwise
+
+
+def test_draws_do_not_influence_each_other(tiny, batch):
+    run = Predictions(tiny, batch, "fast_wam")
     before = run()
-    for changed, other in (("video", "action"), ("action", "video")):
-        after = run.with_changed(changed)
-        assert np.abs(after[changed] - before[changed]).max() > 1e-2
-        if coupling in ("mutual", f"{other}_sees_{changed}"):
-            assert np.abs(after[other] - before[other]).max() > 1e-4
-        else:
-            np.testing.assert_array_equal(after[other], before[other])  # bitwise
+    after = run.changed(Group(stream="action", block=1, clean=False, size=4), draw=1)
+    assert np.abs(after["action"][:, 1] - before["action"][:, 1]).max() > 1e-2
+    np.testing.assert_array_equal(after["action"][:, 0], before["action"][:, 0])
+    np.testing.assert_array_equal(after["video"], before["video"])
 
 
-@pytest.mark.parametrize("coupling", ["isolated", "mutual"])
-def test_draws_do_not_influence_each_other(velocities, coupling):
-    run = velocities[coupling]
-    before = run()
-    for stream in ("video", "action"):
-        after = run.with_changed(stream, draw=1)
-        assert np.abs(after[stream][:, 1] - before[stream][:, 1]).max() > 1e-2
-        for name in before:
-            np.testing.assert_array_equal(after[name][:, 0], before[name][:, 0])
-
-
-@pytest.mark.parametrize("coupling", ["isolated", "mutual"])
-def test_several_draws_at_once_equal_one_at_a_time(velocities, coupling):
-    run = velocities[coupling]
+def test_several_draws_at_once_equal_one_at_a_time(tiny, batch):
+    run = Predictions(tiny, batch, "fast_wam")
     together = run()
+    state = run.noisy["action"]
     for draw in range(DRAWS):
-        alone = run(jax.tree.map(lambda x: x[:, draw : draw + 1], run.noisy))  # noqa: B023
-        for name in together:
-            np.testing.assert_allclose(alone[name][:, 0], together[name][:, draw], rtol=1e-5, atol=1e-5)
+        one = Noisy(values=state.values[:, [draw]], level=state.level[:, [draw]])
+        alone = run(noisy={**run.noisy, "action": one})
+        np.testing.assert_allclose(alone["action"][:, 0], together["action"][:, draw], atol=1e-5)
 
 
-def test_velocity_depends_on_the_present_the_proprioception_and_the_instruction(velocities):
-    run = velocities["isolated"]
-    model = run.definition.bind(run.params)
-    batch = run.batch
-    present = jnp.asarray(batch.latents[:, 0])
+def test_what_is_masked_does_not_matter_and_is_told_apart_from_zeros(tiny, batch):
+    run = Predictions(tiny, batch, "fast_wam")
 
-    @jax.jit
-    def action(latents, proprio, text):
-        return model.velocity(model.prefix(latents, proprio, text), {"action": run.noisy["action"]})["action"]
+    def with_now(mask: bool, value: float):
+        present = {**run.known.present, "video": run.known.present["video"].at[:, 0, 1].set(mask)}
+        video = run.known.values["video"].at[:, 0, 1].set(value)
+        return run(dataclasses.replace(run.known, values={**run.known.values, "video": video}, present=present))[
+            "action"
+        ]
 
-    before = action(present, batch.proprio, batch.text)
-    features = np.where(batch.text.mask[..., None], batch.text.features, 100.0)
-    padded = dataclasses.replace(batch.text, features=features)
-    np.testing.assert_array_equal(action(present, batch.proprio, padded), before)
-    for changed in (
-        action(present + 1, batch.proprio, batch.text),
-        action(present, batch.proprio + 1, batch.text),
-        action(present, batch.proprio, dataclasses.replace(batch.text, features=batch.text.features + 1)),
-    ):
-        assert np.abs(changed - before).max(axis=(1, 2, 3)).min() > 1e-4
+    np.testing.assert_array_equal(with_now(False, 0.0), with_now(False, 7.0))
+    assert np.abs(with_now(False, 0.0) - with_now(True, 0.0)).max() > 1e-4
+
+
+def test_every_embodiment_has_maps_of_its_own(tiny, batch):
+    run = Predictions(tiny, batch, "gigaworld_policy")
+    other = run(dataclasses.replace(run.known, embodiment=1 - run.known.embodiment))["action"]
+    assert np.abs(other - run()["action"]).max(axis=(1, 2, 3)).min() > 1e-4
+
+
+def test_instruction_counts_and_its_padding_does_not(tiny, batch):
+    run = Predictions(tiny, batch, "fast_wam")
+    text = run.known.text
+    padded = dataclasses.replace(text, features=jnp.where(text.mask[..., None], text.features, 9.0))
+    other = dataclasses.replace(text, features=text.features + 1)
+    before = run()["action"]
+    np.testing.assert_array_equal(run(dataclasses.replace(run.known, text=padded))["action"], before)
+    assert np.abs(run(dataclasses.replace(run.known, text=other))["action"] - before).max() > 1e-4
 
 
 def test_untrained_model_predicts_no_motion(tiny, batch):
-    definition = tiny.define()
-    model = definition.bind(definition.init(jax.random.key(0)))
-    prefix = model.prefix(jnp.asarray(batch.latents[:, 0]), batch.proprio, batch.text)
-    noisy = Noisy(jnp.ones((8, 1, *stream_shape(model, "action"))), jnp.full((8, 1), 0.5))
-    np.testing.assert_array_equal(model.velocity(prefix, {"action": noisy})["action"], 0)
+    run = Predictions(tiny, batch, "fast_wam")
+    run.params = run.definition.init(jax.random.key(0))
+    for velocity in run().values():
+        np.testing.assert_array_equal(velocity, 0)
 
 
-@pytest.mark.parametrize(
-    ("coupling", "expected"),
-    [("isolated", {("action",)}), ("action_sees_video", {("action", "video")})],
-)
-def test_sampling_actions_runs_only_what_they_depend_on(tiny, batch, monkeypatch, coupling, expected):
-    run, ran = WorldActionModel.velocity, set()
-
-    def spy(self, prefix, noisy):
-        ran.add(tuple(sorted(noisy)))
-        return run(self, prefix, noisy)
-
-    monkeypatch.setattr(WorldActionModel, "velocity", spy)
-    definition = tiny.define(coupling=coupling)
-    model = definition.bind(tiny.params(definition))
-    prefix = model.prefix(jnp.asarray(batch.latents[:, 0]), batch.proprio, batch.text)
-    chunk = sample(model, prefix, jax.random.key(0), ("action",), steps=2)
-    assert ran == expected
-    assert set(chunk) == {"action"}
-
-
-def loss_and_gradient(tiny, batch, **changes):
-    definition = tiny.define(**changes)
+def loss_and_gradient(tiny, batch, name, **changes):
+    definition = tiny.define(name, **changes)
 
     def loss(params):
-        return flow_matching_loss(definition.bind(params), batch, jnp.asarray(batch.latents), jax.random.key(0))[0]
+        model = definition.bind(params)
+        return flow_matching_loss(model, known_from_batch(model, batch, jnp.asarray(batch.latents)), jax.random.key(0))[
+            0
+        ]
 
     return jax.jit(jax.value_and_grad(loss))(tiny.params(definition))
 
 
-@pytest.fixture(scope="module")
-def scanned(tiny, batch):
-    return loss_and_gradient(tiny, batch)
+@pytest.mark.parametrize("name", ["fast_wam", "agra"])
+def test_unrolling_and_rematerialising_leave_loss_and_gradient(tiny, batch, name):
+    expected_loss, expected = loss_and_gradient(tiny, batch, name)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
+    for changes in ({"unroll": 2}, {"remat": "full"}, {"remat": "dots"}):
+        loss, gradient = loss_and_gradient(tiny, batch, name, **changes)
+        np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale, err_msg=str(changes))
 
 
-@pytest.mark.parametrize("changes", [{"unroll": 2}, {"remat": "full"}], ids=["unrolled", "rematerialised"])
-def test_unrolling_and_rematerialising_leave_loss_and_gradient(tiny, batch, scanned, changes):
-    (loss, gradient), (expected_loss, expected_gradient) = loss_and_gradient(tiny, batch, **changes), scanned
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected_gradient))
-    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale)
+def test_a_detached_bridge_sends_no_gradient_to_the_video(tiny, batch):
+    def video_gradient(name: str) -> float:
+        definition = tiny.define(name)
+
+        def loss(params):
+            model = definition.bind(params)
+            known = known_from_batch(model, batch, jnp.asarray(batch.latents))
+            return flow_matching_loss(model, known, jax.random.key(0))[1]["loss/action"]
+
+        gradient = jax.jit(jax.grad(loss))(tiny.params(definition))
+        return max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient["trunk"]["blocks"]["video"]))
+
+    assert video_gradient("vpp") == 0.0
+    assert video_gradient("agra") > 1e-4
 
 
 def test_latents_that_do_not_divide_into_patches_are_refused(tiny):
     with pytest.raises(ValueError, match=r"latents of 4 x 4 do not divide by spec.patch_size=3; change it"):
-        WorldActionModel(dataclasses.replace(tiny.spec(), patch_size=3), tiny.interface, rngs=None)
+        tiny.define("fast_wam", patch_size=3)
+
+
+def test_bf16_keeps_parameters_and_predictions_in_float32(tiny, batch):
+    run, exact = Predictions(tiny, batch, "fast_wam", dtype="bfloat16"), Predictions(tiny, batch, "fast_wam")
+    assert {x.dtype for x in jax.tree.leaves(run.params)} == {jnp.dtype("float32")}
+    ours, expected = run()["action"], exact()["action"]
+    assert ours.dtype == np.float32
+    assert np.abs(ours - expected).max() < 0.1 * np.abs(expected).max()

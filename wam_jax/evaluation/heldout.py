@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from wam_jax.policy import Policy, PolicyParams
-from wam_jax.training.losses import batch_latents
+from wam_jax.policy import Policy, PolicyParams, imagining_mode, present
+from wam_jax.training.losses import encode_batch
 from wam_jax.types import Batch
-from wam_jax.wam.sample import sample
+from wam_jax.wam.history import generate
 
 _CHUNK = 64  # windows a compiled call
 
@@ -83,12 +83,15 @@ def evaluate_heldout(policy: Policy, params: PolicyParams, batch: Batch, seed: i
     @jax.jit
     def predict(params: PolicyParams, part: Batch, key: jax.Array):
         model = policy.definition.bind(params.model)
-        latents = batch_latents(params.tokenizer, part)
-        prefix = model.prefix(latents[:, 0], part.proprio, part.text)
+        latents = encode_batch(params.tokenizer, part)[1]
+        known = present(model, latents[:, 0], part.proprio[:, 0], part)
         action_key, video_key = jax.random.split(key)
-        chunk = sample(model, prefix, action_key, ("action",))["action"]
-        video = sample(model, prefix, video_key, ("video",))["video"]
-        decode = params.tokenizer.decode
+        chunk = generate(model, known, action_key, policy.mode, ("action",))["action"]
+        decode, mode = params.tokenizer.decode, imagining_mode(model)
+        # A model without a video stream imagines that nothing moves.
+        video = jnp.repeat(latents[:, :1], latents.shape[1] - 1, axis=1)
+        if mode is not None:
+            video = generate(model, known, video_key, mode, ("video",))["video"]
         return policy.codec.decode(chunk), decode(video), decode(latents[:, 1:])
 
     outputs = []

@@ -1,12 +1,13 @@
 """Attention over heads, and the learned projections around it."""
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from wam_jax.nn import backends
 from wam_jax.nn.module import Linear, RMSNorm
+from wam_jax.sharding import ambient_platform
 
 
 def attend(
@@ -15,9 +16,18 @@ def attend(
     value: Float[Array, "B Nk H Dh"],
     key_mask: Bool[Array, "B Nk"] | None = None,
 ) -> Float[Array, "B Nq H Dh"]:
-    """Scaled dot-product attention; softmax in float32. Every query sees every key that ``key_mask`` keeps."""
-    mask = None if key_mask is None else key_mask[:, None, None, :]
-    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    """Scaled dot-product attention; softmax in float32. Every query sees every key that ``key_mask`` keeps.
+
+    A sample of which the mask keeps no key gets zeros.
+
+    The kernel is that of the platform the program is traced for: plain XLA on CPUs, cuDNN on GPUs, splash attention on
+    TPUs (see ``backends.choose``). On several devices the last two need the mesh: call it inside ``sharding.use_mesh``.
+    """
+    backend = backends.choose(ambient_platform(), query.dtype, query.shape[-1], query.shape[1], key.shape[1])
+    attended = backends.BACKENDS[backend](query, key, value, key_mask)
+    if key_mask is None:
+        return attended
+    return jnp.where(jnp.any(key_mask, axis=1)[:, None, None, None], attended, 0)
 
 
 class Projections(nnx.Module):

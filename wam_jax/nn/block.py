@@ -1,7 +1,7 @@
 """The Wan-compatible diffusion transformer block, cut where streams meet.
 
 A block is called in two halves, so that one attention can join tokens of several experts: ``project`` gives queries,
-keys and values; ``finish`` takes what was attended to and does the rest (residual, text cross-attention, feed-forward).
+keys and values; ``finish`` takes what was attended to and does the rest (residual, cross-attention, feed-forward).
 Source: Wan 2.1 reference ``WanAttentionBlock`` (arXiv 2503.20314).
 """
 
@@ -11,42 +11,93 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from wam_jax.nn.attention import CrossAttention, Projections
-from wam_jax.nn.module import FeedForward, LayerNorm, standardize
+from wam_jax.nn.module import FeedForward, LayerNorm, Linear, standardize
+
+HeadsTriple = tuple[Float[Array, "B N H Dh"], Float[Array, "B N H Dh"], Float[Array, "B N H Dh"]]
+
+
+class SharedAttention(nnx.Module):
+    """Self-attention and text cross-attention: the part of a block that two experts may share (RepWAM)."""
+
+    def __init__(self, width: int, num_heads: int, head_dim: int, text: bool, rngs: nnx.Rngs, output_gain: float):
+        self.self_attention = Projections(width, num_heads, head_dim, rngs, output_gain)
+        self.text = text
+        if text:
+            self.text_norm = LayerNorm(width, ("embed",))
+            self.text_attention = CrossAttention(width, num_heads, head_dim, rngs, output_gain)
+
+
+class BridgeAttention(nnx.Module):
+    """Cross-attention to another expert's hidden states, through a linear projection of this layer's own (AGRA)."""
+
+    def __init__(self, source: int, width: int, num_heads: int, head_dim: int, rngs: nnx.Rngs, output_gain: float):
+        self.project = Linear(source, width, (None, "embed"), rngs)
+        self.norm = LayerNorm(width, ("embed",))
+        self.attention = Projections(width, num_heads, head_dim, rngs, output_gain)
+
+    def keys_values(self, hidden: Float[Array, "B N S"]) -> tuple[Float[Array, "B N H Dh"], Float[Array, "B N H Dh"]]:
+        return self.attention.keys_values(self.project(standardize(hidden)))
+
+    def queries(self, x: Float[Array, "B N D"]) -> Float[Array, "B N H Dh"]:
+        return self.attention.queries(self.norm(x))
 
 
 class DiTBlock(nnx.Module):
     """One layer of one expert. adaLN modulation = a learned offset + the projected noise level."""
 
     def __init__(
-        self, width: int, ffn_width: int, num_heads: int, head_dim: int, rngs: nnx.Rngs, output_gain: float = 1.0
+        self,
+        width: int,
+        ffn_width: int,
+        num_heads: int,
+        head_dim: int,
+        rngs: nnx.Rngs,
+        *,
+        own_attention: bool = True,
+        text: bool = True,
+        bridge: int | None = None,
+        output_gain: float = 1.0,
     ):
+        """``bridge``: the width of the hidden states that this expert reads, if it does."""
         self.modulation = nnx.Param(initial_modulation(rngs.params(), width), axes=(None, "embed"))
-        self.attention = Projections(width, num_heads, head_dim, rngs, output_gain)
-        self.text_norm = LayerNorm(width, ("embed",))
-        self.text_attention = CrossAttention(width, num_heads, head_dim, rngs, output_gain)
+        if own_attention:
+            self.attention = SharedAttention(width, num_heads, head_dim, text, rngs, output_gain)
+        if bridge is not None:
+            self.bridge = BridgeAttention(bridge, width, num_heads, head_dim, rngs, output_gain)
         self.ffn = FeedForward(width, ffn_width, rngs, gain=output_gain)
 
     def project(
-        self, x: Float[Array, "B N D"], modulation: Float[Array, "B N|1 6 D"]
-    ) -> tuple[Float[Array, "B N H Dh"], Float[Array, "B N H Dh"], Float[Array, "B N H Dh"]]:
-        """Queries, keys and values of the modulated tokens."""
+        self, x: Float[Array, "B N D"], modulation: Float[Array, "B N|1 6 D"], attention: SharedAttention
+    ) -> HeadsTriple:
+        """Queries, keys and values of the modulated tokens. ``attention`` is this block's, or that of its owner."""
         shift, scale = (self._modulate(modulation, i, x.dtype) for i in (0, 1))
         y = standardize(x) * (1 + scale) + shift
-        return self.attention.queries(y), *self.attention.keys_values(y)
+        projections = attention.self_attention
+        return projections.queries(y), *projections.keys_values(y)
 
-    def finish(
+    def attend(
         self,
         x: Float[Array, "B N D"],
         attended: Float[Array, "B N H Dh"],
         modulation: Float[Array, "B N|1 6 D"],
-        text: Float[Array, "B L D"],
-        text_mask: Bool[Array, "B L"],
+        attention: SharedAttention,
+        text: Float[Array, "B L D"] | None,
+        text_mask: Bool[Array, "B L"] | None,
     ) -> Float[Array, "B N D"]:
+        """The tokens after self-attention and text cross-attention."""
+        x = x + self._modulate(modulation, 2, x.dtype) * attention.self_attention.merge(attended)
+        if attention.text and text is not None and text_mask is not None:
+            x = x + attention.text_attention(attention.text_norm(x), text, text_mask)
+        return x
+
+    def read(self, x: Float[Array, "B N D"], attended: Float[Array, "B N H Dh"]) -> Float[Array, "B N D"]:
+        """The tokens after the bridge, given what they attended to there."""
+        return x + self.bridge.attention.merge(attended)
+
+    def feed_forward(self, x: Float[Array, "B N D"], modulation: Float[Array, "B N|1 6 D"]) -> Float[Array, "B N D"]:
         """The tokens after this layer."""
-        gate, ffn_shift, ffn_scale, ffn_gate = (self._modulate(modulation, i, x.dtype) for i in (2, 3, 4, 5))
-        x = x + gate * self.attention.merge(attended)
-        x = x + self.text_attention(self.text_norm(x), text, text_mask)
-        return x + ffn_gate * self.ffn(standardize(x) * (1 + ffn_scale) + ffn_shift)
+        shift, scale, gate = (self._modulate(modulation, i, x.dtype) for i in (3, 4, 5))
+        return x + gate * self.ffn(standardize(x) * (1 + scale) + shift)
 
     def _modulate(self, modulation: Array, index: int, dtype: jnp.dtype) -> Array:
         return (modulation[:, :, index] + self.modulation[...][index]).astype(dtype)

@@ -11,12 +11,12 @@ from jaxtyping import Array, Float
 
 from wam_jax.nn.module import Linear
 
-_SINUSOID_CHANNELS = 256
+SINUSOID_CHANNELS = 256
 
 
 def sinusoid(noise_level: Float[Array, "*B"]) -> Float[Array, "*B 256"]:
     """Sinusoidal features of a noise level in [0, 1], on the [0, 1000] scale that Wan and DiT use."""
-    half = _SINUSOID_CHANNELS // 2
+    half = SINUSOID_CHANNELS // 2
     frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = 1000.0 * noise_level[..., None].astype(jnp.float32) * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
@@ -31,7 +31,7 @@ class Conditioning(nnx.Module):
 
     def __init__(self, width: int, conditions: Mapping[str, int], rngs: nnx.Rngs):
         """``conditions``: the size of each further vector, by name."""
-        self.first = Linear(_SINUSOID_CHANNELS, width, (None, "embed"), rngs)
+        self.first = Linear(SINUSOID_CHANNELS, width, (None, "embed"), rngs)
         self.second = Linear(width, width, ("embed", None), rngs)
         self.conditions = nnx.Dict(
             {name: Linear(size, width, (None, "embed"), rngs) for name, size in conditions.items()}
@@ -39,13 +39,14 @@ class Conditioning(nnx.Module):
         self.project = Linear(width, 6 * width, ("embed", "mlp"), rngs, gain=0.1)
 
     def __call__(
-        self, noise_level: Float[Array, "B S"], conditions: Mapping[str, Float[Array, "B C"]]
-    ) -> Float[Array, "B S 6 D"]:
+        self, noise_level: Float[Array, "B S"], conditions: Mapping[str, Float[Array, "B S|1 C"]]
+    ) -> tuple[Float[Array, "B S 6 D"], Float[Array, "B S D"]]:
+        """The six vectors of the blocks, and the embedding that modulates the head."""
         embedded = self.second(jax.nn.silu(self.first(sinusoid(noise_level))))
         for name, project in self.conditions.items():
-            embedded = embedded + project(conditions[name])[:, None]
+            embedded = embedded + project(conditions[name])
         modulation = self.project(jax.nn.silu(embedded))
-        return modulation.reshape(*embedded.shape[:-1], 6, embedded.shape[-1])
+        return modulation.reshape(*embedded.shape[:-1], 6, embedded.shape[-1]), embedded
 
 
 class TextProjection(nnx.Module):

@@ -10,32 +10,35 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-
-@functools.lru_cache
-def _frequencies(channels: int, base: float) -> np.ndarray:
-    return (base ** (-np.arange(0, channels, 2, dtype=np.float64) / channels)).astype(np.float32)
+AnyArray = Array | np.ndarray
 
 
 def rotary_table(
-    positions: Float[np.ndarray, "N 3"], head_dim: int, base: float = 10_000.0
-) -> tuple[Float[np.ndarray, "N Dh/2"], Float[np.ndarray, "N Dh/2"]]:
-    """Cosines and sines for tokens at (time, row, column); time may be fractional.
+    positions: Float[AnyArray, "N 3"], head_dim: int, base: float = 10_000.0
+) -> tuple[Float[AnyArray, "N Dh/2"], Float[AnyArray, "N Dh/2"]]:
+    """Cosines and sines for tokens at (time, row, column); time may be fractional, and known only when it runs.
 
     Raises:
       ValueError: if ``head_dim`` is odd.
     """
     if head_dim % 2:
         raise ValueError(f"rotary positions need an even head_dim, got {head_dim}")
+    xp = np if isinstance(positions, np.ndarray) else jnp
     spatial = 2 * (head_dim // 6)
     channels = (head_dim - 2 * spatial, spatial, spatial)
-    angles = np.concatenate(
+    angles = xp.concatenate(
         [positions[:, axis, None] * _frequencies(channels[axis], base) for axis in range(3)], axis=-1
     )
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return xp.cos(angles).astype(np.float32), xp.sin(angles).astype(np.float32)
+
+
+@functools.lru_cache
+def _frequencies(channels: int, base: float) -> np.ndarray:
+    return (base ** (-np.arange(0, channels, 2, dtype=np.float64) / channels)).astype(np.float32)
 
 
 def rotate(
-    x: Float[Array, "B N H Dh"], table: tuple[Float[np.ndarray, "N Dh/2"], Float[np.ndarray, "N Dh/2"]]
+    x: Float[Array, "B N H Dh"], table: tuple[Float[AnyArray, "N Dh/2"], Float[AnyArray, "N Dh/2"]]
 ) -> Float[Array, "B N H Dh"]:
     """Turns channel pairs (i, i + Dh/2) by their token's angle, in float32.
 

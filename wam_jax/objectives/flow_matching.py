@@ -1,76 +1,173 @@
-"""Flow matching over all denoised streams of a world action model.
+"""Flow matching over all generated streams of a world action model.
 
-Lipman et al. (arXiv 2210.02747), in the project's convention: x_t = (1 - t) x + t ε, target ε - x.
+Lipman et al. (arXiv 2210.02747), in the project's convention: x_t = (1 - t) x + t ε, target ε - x. Streams that are
+predicted at once are regressed.
 """
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from wam_jax.types import Batch, Text
-from wam_jax.wam.model import Noisy, Prefix, WorldActionModel
-from wam_jax.wam.noise import interpolate
+from wam_jax.types import Batch
+from wam_jax.wam.model import Context, Known, Noisy, WorldActionModel
+from wam_jax.wam.noise import StreamNoise, interpolate
+from wam_jax.wam.sample import without_text
+from wam_jax.wam.spec import KINDS
 
 Metrics = dict[str, Float[Array, ""]]
 
 
-def flow_matching_loss(
-    model: WorldActionModel, batch: Batch, latents: Float[Array, "B T V h w C"], key: jax.Array
-) -> tuple[Float[Array, ""], Metrics]:
-    """Weighted sum over the streams of the masked mean squared velocity error.
+def flow_matching_loss(model: WorldActionModel, known: Known, key: jax.Array) -> tuple[Float[Array, ""], Metrics]:
+    """Weighted sum over the generated streams of the masked mean squared error.
 
     Args:
       model: bound to parameters.
-      batch: normalised actions and proprioception, masks, text.
-      latents: the batch's frames, encoded and normalised; frame 0 is now.
+      known: the whole window, future included (``known_from_batch``).
       key: all of the step's randomness.
 
     Returns:
-      the loss, and each stream's own error as ``loss/<stream>``.
+      the loss, and each stream's own error as ``loss/<stream>``; a stream of weight 0 has none.
     """
-    context_key, *part_keys = jax.random.split(key, 1 + len(model.spec.components))
-    now = latents[:, 0].astype(jnp.float32)
-    now = now + model.spec.context_noise * jax.random.normal(context_key, now.shape)
-    prefix = model.prefix(now, batch.proprio * batch.proprio_mask, batch.text)
-    targets = {
-        "video": (latents[:, 1:].astype(jnp.float32), batch.image_mask[:, 1:, :, None, None, None]),
-        "action": (batch.actions * batch.action_mask, batch.action_mask),
-    }
+    spec, layout = model.spec, model.layout
+    context_key, text_key, *part_keys = jax.random.split(key, 2 + len(layout.components))
+    targets = {name: _target(model, known, name) for name in spec.generated}
+    known = _drop_text(_noise_context(known, spec.context_noise, context_key, model), spec.text_dropout, text_key)
+    context = model.extend(model.begin(known), layout.context, known)
     total, metrics = jnp.zeros(()), {}
-    for part, part_key in zip(model.spec.components, part_keys, strict=True):
-        errors = component_errors(model, prefix, {stream: targets[stream] for stream in part}, part_key)
-        for stream, error in errors.items():
-            total = total + model.spec.noise(stream).loss_weight * error
+    for part, part_key in zip(layout.components, part_keys, strict=True):
+        for stream, error in _errors(model, context, known, {name: targets[name] for name in part}, part_key).items():
+            total = total + spec.stream(stream).loss_weight * error
             metrics[f"loss/{stream}"] = error
     return total, metrics
 
 
-def component_errors(
-    model: WorldActionModel, prefix: Prefix, targets: dict[str, tuple[Array, Array]], key: jax.Array
+def known_from_batch(model: WorldActionModel, batch: Batch, latents: Float[Array, "B T V h w C"]) -> Known:
+    """What a batch holds for each stream of the spec; data that is masked is zero.
+
+    Raises:
+      ValueError: if the batch has no data for a stream; names it.
+    """
+    values = {"video": latents, "action": batch.actions, "state": batch.proprio}
+    present = {"video": batch.image_mask, "action": batch.action_mask.any(-1), "state": batch.proprio_mask.any(-1)}
+    for name, data in batch.streams.items():
+        values[name], present[name] = data.values, data.mask
+    found: dict[str, tuple[Array, Array]] = {}
+    for stream in model.spec.streams:
+        if KINDS[stream.kind] in ("features", "learned"):
+            continue
+        source = stream.data_of or stream.name
+        source = source if source in values else stream.kind
+        if source not in values:
+            raise ValueError(
+                f"{model.spec.name}: stream {stream.name!r} has no data in the batch (has: {', '.join(values)}); "
+                "set data.value_discount or data.depth_cameras, or add it to Batch.streams"
+            )
+        mask = present[source]
+        spread = mask.reshape(*mask.shape, *[1] * (values[source].ndim - mask.ndim))
+        found[stream.name] = jnp.where(spread, jnp.asarray(values[source], jnp.float32), 0.0), jnp.asarray(mask)
+    return Known(
+        values={name: data for name, (data, _) in found.items()},
+        present={name: mask for name, (_, mask) in found.items()},
+        proprio=jnp.asarray(batch.proprio * batch.proprio_mask),
+        text=batch.text,
+        embodiment=batch.embodiment,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """The future of a stream: its data and which of it counts; and for each sample whether there is any."""
+
+    data: Float[Array, "B t ..."]
+    mask: Bool[Array, "B t ..."]
+    any: Bool[Array, "B"]
+
+
+def _target(model: WorldActionModel, known: Known, name: str) -> _Target:
+    stream = model.spec.stream(name)
+    data, mask = (model.layout.future(stream, x[name]) for x in (known.values, known.present))
+    return _Target(data, mask, mask.reshape(len(mask), -1).any(1))
+
+
+def _errors(
+    model: WorldActionModel, context: Context, known: Known, targets: dict[str, _Target], key: jax.Array
 ) -> dict[str, Float[Array, ""]]:
-    """Velocity error of streams that are denoised together: (data, mask) of each -> mean squared error of each."""
-    share = model.spec.noise(next(iter(targets))).batch_share
-    first = next(iter(targets.values()))[0]
-    count = math.ceil(share * first.shape[0])
-    prefix = _take_batch(prefix, count)
-    noisy, velocity_targets = {}, {}
-    for index, (stream, (data, _)) in enumerate(targets.items()):
-        level_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
-        noise_spec = model.spec.noise(stream)
-        shape = (count, noise_spec.draws, *data.shape[1:])
-        level = noise_spec.distribution.sample(level_key, shape[:2])
-        noise = jax.random.normal(noise_key, shape)
-        clean = data[:count, None]
-        values = interpolate(clean, noise, level.reshape(*level.shape, *[1] * (data.ndim - 1)))
-        noisy[stream] = Noisy(values, level)
-        velocity_targets[stream] = noise - clean
-    predicted = model.velocity(prefix, noisy)
-    return {
-        stream: masked_mean((predicted[stream] - velocity_targets[stream]) ** 2, mask[:count, None])
-        for stream, (_, mask) in targets.items()
+    """Error of each stream of a component, on its share of the batch."""
+    spec = model.spec
+    noises = {name: noise for name in targets if (noise := spec.stream(name).noise) is not None}
+    share = min((noise.batch_share for noise in noises.values()), default=1.0)
+    context, known, targets = _first(math.ceil(share * len(known.embodiment)), (context, known, targets))
+    noisy, velocity = _add_noise(model, noises, targets, key)
+    trained = [name for name in targets if spec.stream(name).loss_weight]
+    groups = [g for g in model.layout.needed(trained) if g not in context.cache.groups]
+    predicted = model.predict(context, groups, known, noisy, trained)
+    errors = {}
+    for name in trained:
+        target, noise = targets[name], spec.stream(name).noise
+        squared = (predicted[name] - velocity.get(name, target.data[:, None])) ** 2
+        if noise and noise.weighting:
+            squared = squared * noise.weighting(_over_time(model, noisy[name].level, squared))
+        mask = target.mask.reshape(*target.mask.shape, *[1] * (target.data.ndim - target.mask.ndim))
+        errors[name] = masked_mean(squared, mask[:, None])
+    return errors
+
+
+def _add_noise(
+    model: WorldActionModel, noises: dict[str, StreamNoise], targets: dict[str, _Target], key: jax.Array
+) -> tuple[dict[str, Noisy], dict[str, Array]]:
+    """Each denoised stream at levels of its own, and the velocity ε - x that leads there."""
+    level_key, noise_key = jax.random.split(key)
+    shapes = {
+        name: (len(targets[name].any), noise.draws, model.layout.num_blocks if noise.per_block else 1)
+        for name, noise in noises.items()
     }
+    levels = model.spec.noise.sample(level_key, noises, shapes)
+    noisy, velocity = {}, {}
+    for index, name in enumerate(noises):
+        target, (batch, draws, _) = targets[name], shapes[name]
+        epsilon = jax.random.normal(jax.random.fold_in(noise_key, index), (batch, draws, *target.data.shape[1:]))
+        # What a sample lacks altogether is pure noise to the rest (UWM), as it is when a mode calls it missing.
+        level = jnp.where(target.any[:, None, None], levels[name], 1.0)
+        present = target.mask | ~target.any.reshape(-1, *[1] * (target.mask.ndim - 1))
+        values = interpolate(target.data[:, None], epsilon, _over_time(model, level, epsilon))
+        noisy[name] = Noisy(values=values, level=level, present=present)
+        velocity[name] = epsilon - target.data[:, None]
+    return noisy, velocity
+
+
+def _over_time(
+    model: WorldActionModel, level: Float[Array, "B M b"], data: Float[Array, "B M t ..."]
+) -> Float[Array, "B M t ..."]:
+    """A level for every moment of the data, broadcast over the rest."""
+    if level.shape[2] > 1:
+        level = jnp.repeat(level, data.shape[2] // model.layout.num_blocks, axis=2)
+    return level.reshape(*level.shape, *[1] * (data.ndim - 3))
+
+
+def _noise_context(known: Known, std: float, key: jax.Array, model: WorldActionModel) -> Known:
+    """Augments the clean latents that passes are given; targets were taken before."""
+    if not std:
+        return known
+    values = dict(known.values)
+    for index, stream in enumerate(model.spec.streams):
+        if KINDS[stream.kind] == "patches":
+            noise = jax.random.normal(jax.random.fold_in(key, index), values[stream.name].shape)
+            values[stream.name] = values[stream.name] + std * noise
+    return dataclasses.replace(known, values=values)
+
+
+def _drop_text(known: Known, share: float, key: jax.Array) -> Known:
+    """Some samples without their instruction, so that guidance has something to compare with."""
+    if not share:
+        return known
+    drop = jax.random.uniform(key, (len(known.embodiment), 1)) < share
+    nothing = without_text(known.text)
+    features = jnp.where(drop[..., None], nothing.features, known.text.features)
+    mask = jnp.where(drop, nothing.mask, known.text.mask)
+    return dataclasses.replace(known, text=dataclasses.replace(known.text, features=features, mask=mask))
 
 
 def masked_mean(values: Float[Array, "*S"], mask: Bool[Array, "*S"]) -> Float[Array, ""]:
@@ -79,8 +176,22 @@ def masked_mean(values: Float[Array, "*S"], mask: Bool[Array, "*S"]) -> Float[Ar
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
-def _take_batch(prefix: Prefix, count: int) -> Prefix:
-    """The prefix of the first ``count`` samples."""
-    cache = jax.tree.map(lambda x: x[:, :count], prefix.cache)  # layers come first
-    text = {name: Text(features=t.features[:count], mask=t.mask[:count]) for name, t in prefix.text.items()}
-    return Prefix(cache, text, {name: condition[:count] for name, condition in prefix.conditions.items()})
+def _first(count: int, tree):
+    """The first ``count`` samples of everything."""
+    context, known, targets = tree
+    if count == len(known.embodiment):
+        return tree
+    cut = lambda x: x[:count]  # noqa: E731
+    cache = dataclasses.replace(context.cache, entries=tuple(_cut_entry(e, count) for e in context.cache.entries))
+    rest = jax.tree.map(cut, dataclasses.replace(context, cache=type(cache)()))
+    return (
+        dataclasses.replace(rest, cache=cache),
+        jax.tree.map(cut, known),
+        {name: _Target(cut(t.data), cut(t.mask), cut(t.any)) for name, t in targets.items()},
+    )
+
+
+def _cut_entry(entry, count: int):
+    """Keys and values have their layers first."""
+    layered = jax.tree.map(lambda x: x[:, :count], (entry.keys_values, entry.bridged))
+    return dataclasses.replace(entry, keys_values=layered[0], bridged=layered[1], hidden=entry.hidden[:count])

@@ -21,6 +21,7 @@ class Demonstrations:
 
     Attributes:
       images: pictures of the cameras, in the environment's order.
+      depth: depth pictures of the same cameras, grey (`render.depth_from_image` gives metres), where asked for.
       proprio: tcp (m), commanded tcp (m), gripper opening.
       action: what was executed (``SimState.applied_action``), so actions add up to the command's motion.
       success: whether the instruction held after action t.
@@ -28,6 +29,7 @@ class Demonstrations:
     """
 
     images: UInt8[Array, "N S V H W 3"]
+    depth: UInt8[Array, "N S V H W"] | None
     proprio: Float32[Array, "N S 7"]
     action: Float32[Array, "N S 4"]
     success: Bool[Array, "N S"]
@@ -46,6 +48,7 @@ def generate(
     num_steps: int,
     action_noise: float = 0.15,
     wander_steps: int = 0,
+    depth: bool = False,
 ) -> Demonstrations:
     """Runs the expert, a pure function of ``key``.
 
@@ -53,30 +56,39 @@ def generate(
       action_noise: standard deviation of Gaussian noise on the three motions, in units of the action.
       wander_steps: steps before the first recorded one, in which the arm goes some way towards a random place. An
         expert that always starts at home leaves no example of how to come back from beside its path.
+      depth: whether to draw depth pictures too.
     """
-    return _generate(env, key, num_episodes, num_steps, action_noise, wander_steps)
+    return _generate(env, key, num_episodes, num_steps, action_noise, wander_steps, depth)
 
 
-@functools.partial(jit, static_argnums=(0, 2, 3, 5))
+@functools.partial(jit, static_argnums=(0, 2, 3, 5, 6))
 def _generate(
-    env: Tabletop, key: PRNGKeyArray, num_episodes: int, num_steps: int, action_noise, wander_steps: int
+    env: Tabletop, key: PRNGKeyArray, num_episodes: int, num_steps: int, action_noise, wander_steps: int, depth: bool
 ) -> Demonstrations:
     reset_key, noise_key = jax.random.split(key)
     states = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
     if wander_steps:
         states = wander(env, states, jax.random.fold_in(key, 2), wander_steps)
 
+    def render(state):
+        return env.render_with_depth(state) if depth else (env.render(state), None)
+
     def step(states, key):
         action = jax.vmap(env.expert)(states)
         noise = action_noise * jax.random.normal(key, (num_episodes, 3))
         after = jax.vmap(env.step)(states, action.at[:, :3].add(noise))
         success = jax.vmap(env.outcome)(after).success
-        return after, (jax.vmap(env.render)(states), jax.vmap(env.proprio)(states), after.applied_action, success)
+        return after, (*jax.vmap(render)(states), jax.vmap(env.proprio)(states), after.applied_action, success)
 
     _, steps = jax.lax.scan(step, states, jax.random.split(noise_key, num_steps))
-    images, proprio, action, success = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
+    pictures, depths, proprio, action, success = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
     return Demonstrations(
-        images=images, proprio=proprio, action=action, success=success, instruction=states.instruction
+        images=pictures,
+        depth=depths,
+        proprio=proprio,
+        action=action,
+        success=success,
+        instruction=states.instruction,
     )
 
 
@@ -103,16 +115,18 @@ def generate_batches(
     action_noise: float = 0.15,
     wander_steps: int = 0,
     batch_size: int = 128,
+    depth: bool = False,
 ) -> Iterator[Demonstrations]:
     """Yields ``num_episodes`` in batches; episode i is the same however many are asked for.
 
     Args:
       num_steps: of each episode; the task's ``expert_steps`` by default.
       batch_size: episodes that one compiled program runs at a time; the last batch is cut, not compiled anew.
+      depth: whether to draw depth pictures too.
     """
     for index, start in enumerate(range(0, num_episodes, batch_size)):
         batch_key = jax.random.fold_in(key, index)
-        batch = generate(env, batch_key, batch_size, num_steps or env.expert_steps, action_noise, wander_steps)
+        batch = generate(env, batch_key, batch_size, num_steps or env.expert_steps, action_noise, wander_steps, depth)
         left = num_episodes - start
         yield batch if left >= batch_size else jax.tree.map(lambda x, n=left: x[:n], batch)
 

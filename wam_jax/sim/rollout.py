@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,16 @@ from wam_jax.sim.tabletop import SimState, Tabletop
 from wam_jax.sim.tasks import Outcome
 from wam_jax.types import Observation, Text
 
-# parameters, batched states, key -> the actions to execute before acting anew
-Actor = Callable[[Any, SimState, jax.Array], Float[Array, "N E A"]]
+
+class Actor(NamedTuple):
+    """What controls a batch of episodes.
+
+    ``start(params, states)`` gives its memory, ``act(params, memory, states, key)`` the actions [N, E, A] to execute
+    before acting anew, and the memory after.
+    """
+
+    start: Callable[[Any, SimState], Any]
+    act: Callable[[Any, Any, SimState, jax.Array], tuple[Float[Array, "N E A"], Any]]
 
 
 @jax.tree_util.register_dataclass
@@ -36,24 +44,36 @@ class WamParams:
 
 
 def wam_actor(env: Tabletop, policy: Policy, execute: int) -> Actor:
-    """Renders, infers a chunk, and executes its first ``execute`` actions (receding horizon)."""
+    """Renders, infers a chunk, and executes its first ``execute`` actions (receding horizon).
 
-    def act(params: WamParams, states: SimState, key: jax.Array) -> Float[Array, "N E A"]:
-        chunk, _ = policy.act(params.policy, None, observe(env, params, states), key)
-        return chunk[:, :execute]
+    Raises:
+      ValueError: if the policy remembers its chunks as executed, and they are longer or shorter than that.
+    """
 
-    return act
+    def start(params: WamParams, states: SimState) -> Any:
+        return policy.init_state(params.policy, observe(env, params, states))
+
+    def act(params: WamParams, memory: Any, states: SimState, key: jax.Array) -> tuple[Float[Array, "N E A"], Any]:
+        chunk, memory = policy.act(params.policy, memory, observe(env, params, states), key)
+        if memory is not None and chunk.shape[1] != execute:
+            raise ValueError(
+                f"the model predicts and remembers {chunk.shape[1]} actions at a time; "
+                f"set evaluation.execute={chunk.shape[1]} (it is {execute})"
+            )
+        return chunk[:, :execute], memory
+
+    return Actor(start, act)
 
 
 def scripted_actor(env: Tabletop) -> Actor:
     """The scripted expert, or random actions: the parameter 0 or 1 chooses, so that one program serves both."""
 
-    def act(randomness: Float[Array, ""], states: SimState, key: jax.Array) -> Float[Array, "N 1 A"]:
+    def act(randomness: Float[Array, ""], memory: None, states: SimState, key: jax.Array):
         expert = jax.vmap(env.expert)(states)
         noise = jax.random.uniform(key, expert.shape, minval=-1.0, maxval=1.0)
-        return jnp.where(randomness > 0, noise, expert)[:, None]
+        return jnp.where(randomness > 0, noise, expert)[:, None], memory
 
-    return act
+    return Actor(lambda params, states: None, act)
 
 
 def observe(env: Tabletop, params: WamParams, states: SimState) -> Observation:
@@ -99,11 +119,15 @@ def rollout(env: Tabletop, actor: Actor, num_steps: int) -> Callable[[Any, Array
             states = jax.vmap(env.step)(states, action)
             return states, (jax.vmap(env.outcome)(states), *before)
 
-        def replan(states, key):
-            return jax.lax.scan(step, states, jnp.swapaxes(actor(params, states, key), 0, 1))
+        def replan(carry, key):
+            states, memory = carry
+            actions, memory = actor.act(params, memory, states, key)
+            states, seen = jax.lax.scan(step, states, jnp.swapaxes(actions, 0, 1))
+            return (states, memory), seen
 
-        width = jax.eval_shape(actor, params, states, key).shape[1]
-        _, steps = jax.lax.scan(replan, states, jax.random.split(key, -(-num_steps // width)))
+        memory = actor.start(params, states)
+        width = jax.eval_shape(actor.act, params, memory, states, key)[0].shape[1]
+        _, steps = jax.lax.scan(replan, (states, memory), jax.random.split(key, -(-num_steps // width)))
         outcome, stage, proprio = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_steps], steps)
         return Trace(outcome=outcome, stage=stage, proprio=proprio, instruction=states.instruction)
 

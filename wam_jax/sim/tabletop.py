@@ -16,7 +16,7 @@ from mujoco import mjx
 from wam_jax.sim import control, scene, tasks
 from wam_jax.sim.expert import EXPERTS
 from wam_jax.sim.physics import advance, settle
-from wam_jax.sim.render import Hits, Stage, View, cast, geometry, make_view, shade
+from wam_jax.sim.render import Hits, Stage, View, cast, depth_image, geometry, make_view, shade
 from wam_jax.sim.scene import CAMERA_NAMES, NUM_ARM_JOINTS
 from wam_jax.sim.tasks import TASK_NAMES, Facts, Layout, Outcome
 from wam_jax.sim.variation import Variation, move_camera
@@ -136,6 +136,13 @@ class Tabletop:
     def draw(self, stage: Stage) -> UInt8[Array, "V H W 3"]:
         """Pictures of all ``cameras``, from what a state puts on stage."""
         return jnp.stack([shade(view, stage, hits) for view, hits in self._cast(stage)])
+
+    def render_with_depth(self, state: SimState) -> tuple[UInt8[Array, "V H W 3"], UInt8[Array, "V H W"]]:
+        """Pictures and depth pictures (`render.depth_image`) of all ``cameras``; the rays are followed once."""
+        stage = self.stage(state)
+        seen = self._cast(stage)
+        pictures = jnp.stack([shade(view, stage, hits) for view, hits in seen])
+        return pictures, jnp.stack([depth_image(view, hits) for view, hits in seen])
 
     def render_geometry(self, state: SimState) -> tuple[Int32[Array, "V H W"], Float32[Array, "V H W"]]:
         """MuJoCo geom id of each pixel (-1 for sky), and depth along the optical axis in metres (0 for sky)."""

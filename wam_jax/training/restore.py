@@ -38,7 +38,7 @@ class Trained:
 
 def define_model(identity: dict[str, Any]) -> Definition[WorldActionModel]:
     """The definition of the model that a checkpoint's ``identity`` describes."""
-    spec = make_spec(identity["model"]["name"], **identity["model"]["sizes"])
+    spec = make_spec(identity["model"]["name"], identity["model"]["size"], **identity["model"]["options"])
     sizes = identity["interface"]
     interface = Interface(
         **{**sizes, "latent_shape": tuple(sizes["latent_shape"]), "frame_steps": tuple(sizes["frame_steps"])}

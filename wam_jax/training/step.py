@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from wam_jax.nn.module import Params
-from wam_jax.sharding import batch_sharding, replicated
+from wam_jax.sharding import batch_sharding, replicated, use_mesh
 from wam_jax.training.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
@@ -36,7 +36,8 @@ def make_step(
 
     def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, frozen, batch, key)
+        with use_mesh(mesh):  # activations are cut as parameters are, and attention knows its platform
+            (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, frozen, batch, key)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         average = update_ema(state.ema, params, state.step, ema)

@@ -1,4 +1,4 @@
-"""From observations to velocities: embeddings in, the trunk, heads out."""
+"""From data to predictions: input maps, the trunk, heads."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,192 +8,284 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from wam_jax.nn.embeddings import Conditioning, TextProjection, grid_positions
-from wam_jax.nn.module import Linear, standardize
+from wam_jax.nn.embeddings import SINUSOID_CHANNELS, Conditioning, TextProjection, sinusoid
+from wam_jax.nn.module import standardize
 from wam_jax.types import Text
-from wam_jax.wam.spec import Interface, Spec
-from wam_jax.wam.trunk import Cache, Modulation, Tokens, Trunk
+from wam_jax.wam.layout import Layout
+from wam_jax.wam.maps import StreamMap
+from wam_jax.wam.spec import Expert, Interface, Spec
+from wam_jax.wam.trunk import Cache, Tokens, Trunk
 from wam_jax.wam.visibility import Group
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Prefix:
-    """What every denoising pass shares.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Known:
+    """The clean data that passes are given, by stream; time is axis 1 and may end early (at a policy: after now).
 
     Attributes:
-      cache: the clean context's keys and values.
+      values: data of each stream, as in a batch.
+      present: which of it is there: [B, t, V] of frames, [B, t] otherwise; a stream without an entry is all there.
+      proprio: normalised proprioception at the frames that are known; the state that conditions adaLN.
+      text: of the instruction.
+      embodiment: which robot's input and output maps.
+    """
+
+    values: dict[str, Float[Array, "B t ..."]]
+    present: dict[str, Bool[Array, "B t ..."]]
+    proprio: Float[Array, "B t P"]
+    text: Text
+    embodiment: Int[Array, "B"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noisy:
+    """The future of a stream on its way from noise to data, in M independent draws over one context.
+
+    Attributes:
+      values: all blocks, time first.
+      level: noise level of each draw and block (or of all blocks alike).
+      present: of the values; absent ones are told to the model. None: all there.
+    """
+
+    values: Float[Array, "B M t ..."]
+    level: Float[Array, "B M b"]
+    present: Bool[Array, "B t ..."] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """What every pass shares.
+
+    Attributes:
+      cache: the groups that ran already.
       text: the instruction at each expert's width.
-      conditions: the vectors that set adaLN modulation beside the noise level.
+      summary: its mean, normalised; conditions adaLN.
+      proprio, embodiment: as in ``Known``.
+      time: control step of "now", added to rotary positions; rollouts with a history count on, else None.
     """
 
     cache: Cache
     text: dict[str, Text]
-    conditions: dict[str, Float[Array, "B C"]]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Noisy:
-    """A stream on its way from noise to data, in M independent draws over one context.
-
-    video: values f32[B, M, T-1, V, h, w, C]; action: values f32[B, M, K, A].
-    """
-
-    values: Float[Array, "B M ..."]
-    level: Float[Array, "B M"]
+    summary: Float[Array, "B C"]
+    proprio: Float[Array, "B t P"]
+    embodiment: Int[Array, "B"]
+    time: Float[Array, ""] | None = None
 
 
 class WorldActionModel(nnx.Module):
-    """Predicts the velocity of future video latents and of the action chunk, given the present and an instruction."""
+    """Predicts what a spec's table says: velocities of denoised streams, values of predicted ones."""
 
     def __init__(self, spec: Spec, interface: Interface, rngs: nnx.Rngs):
-        self.spec, self.interface = spec, interface
-        rows, columns, channels = interface.latent_shape
-        if rows % spec.patch_size or columns % spec.patch_size:
-            raise ValueError(
-                f"latents of {rows} x {columns} do not divide by spec.patch_size={spec.patch_size}; "
-                "change it or the tokenizer's patch size"
-            )
-        self.grid = (rows // spec.patch_size, columns // spec.patch_size)
-        video, action, state = (self._width(name) for name in ("video", "action", "state"))
-        patch = channels * spec.patch_size**2
-        self.video_in = Linear(patch, video, (None, "embed"), rngs)
-        self.video_out = Head(video, patch, rngs)
-        self.video_position = nnx.Param(
-            grid_positions(rngs.params(), interface.cameras, *self.grid, video), axes=(None, None, None, "embed")
-        )
-        self.action_in = Linear(interface.action_size, action, (None, "embed"), rngs)
-        self.action_out = Head(action, interface.action_size, rngs)
-        self.action_position = nnx.Param(
-            0.3 * jax.random.normal(rngs.params(), (interface.action_horizon, action)), axes=(None, "embed")
-        )
-        self.state_in = Linear(interface.proprio_size, state, (None, "embed"), rngs)
-        sizes = {"text": interface.text_width, "state": interface.proprio_size}
-        self.conditioning = nnx.Dict(
-            {e.name: Conditioning(e.width, {name: sizes[name] for name in e.conditions}, rngs) for e in spec.experts}
-        )
-        self.text_in = nnx.Dict({e.name: TextProjection(interface.text_width, e.width, rngs) for e in spec.experts})
+        self.spec, self.interface, self.layout = spec, interface, Layout(spec, interface)
+        owned = [stream for stream in spec.streams if stream.data_of is None]
+        self.maps = nnx.Dict({stream.name: StreamMap(stream, self.layout, rngs) for stream in owned})
+        self.conditioning = nnx.Dict({e.name: self._make_conditioning(e, rngs) for e in spec.experts})
+        reading = [e for e in spec.experts if e.text and e.attention_of is None]
+        self.text_in = nnx.Dict({e.name: TextProjection(interface.text_width, e.width, rngs) for e in reading})
         self.trunk = Trunk(spec, rngs)
 
-    def prefix(self, latents: Float[Array, "B V h w C"], proprio: Float[Array, "B P"], text: Text) -> Prefix:
-        """Runs the clean context (present frame of every camera, proprioception) once; all denoising reuses it."""
+    def _make_conditioning(self, expert: Expert, rngs: nnx.Rngs) -> Conditioning:
+        sizes = {
+            "text": self.interface.text_width,
+            "state": self.interface.proprio_size,
+            "levels": SINUSOID_CHANNELS * len(self.layout.levels_of(expert.name)),
+        }
+        return Conditioning(expert.width, {name: sizes[name] for name in expert.conditions}, rngs)
+
+    def begin(self, known: Known, time: Float[Array, ""] | None = None) -> Context:
+        """Instruction and state, made ready for all passes; nothing has run yet."""
         dtype = jnp.dtype(self.spec.dtype)
-        video = self._embed_video(latents[:, None].astype(dtype))[0]
-        state = self.state_in(proprio.astype(dtype))[:, None]
-        groups = (
-            Group(stream="video", block=0, clean=True, size=video.shape[1]),
-            Group(stream="state", block=0, clean=True, size=1),
-        )
-        positions = (self._video_positions(0), np.zeros((1, 3), np.float32))
-        levels = {"clean": jnp.zeros(latents.shape[0])}
-        conditions = {"text": standardize(pool(text)).astype(dtype), "state": proprio.astype(dtype)}
-        projected = {
-            name: Text(features=project(text.features.astype(dtype)), mask=text.mask)
+        text = {
+            name: Text(features=project(known.text.features.astype(dtype)), mask=known.text.mask)
             for name, project in self.text_in.items()
         }
-        tokens = self._by_expert(groups, (video, state), positions, levels, conditions)
-        _, cache = self.trunk(tokens, projected, keep=True)
-        assert cache is not None
-        return Prefix(cache, projected, conditions)
+        return Context(
+            cache=Cache(),
+            text=text,
+            summary=standardize(pool(known.text)).astype(dtype),
+            proprio=known.proprio.astype(dtype),
+            embodiment=known.embodiment,
+            time=time,
+        )
 
-    def velocity(self, prefix: Prefix, noisy: Mapping[str, Noisy]) -> dict[str, Float[Array, "B M ..."]]:
-        """Velocity of each stream in ``noisy``, given the prefix and whatever of each other they may see."""
-        groups: list[Group] = []
-        values: list[Array] = []
-        positions: list[np.ndarray] = []
-        levels: dict[str, Array] = {}
-        for stream, state in noisy.items():
-            for draw in range(state.level.shape[1]):
-                for block, embedded, where in self._embed(stream, state.values[:, draw]):
-                    groups.append(Group(stream=stream, block=block, clean=False, size=embedded.shape[1], draw=draw))
-                    values.append(embedded)
-                    positions.append(where)
-                levels[groups[-1].level] = state.level[:, draw]
-        tokens = self._by_expert(groups, values, positions, levels, prefix.conditions)
-        out, _ = self.trunk(tokens, prefix.text, prefix.cache)
-        return {stream: self._unembed(stream, tokens, out) for stream in noisy}
+    def extend(
+        self, context: Context, groups: Sequence[Group], known: Known, noisy: Mapping[str, Noisy] | None = None
+    ) -> Context:
+        """Runs groups whose tokens will not change and adds them to the cache."""
+        if not groups:
+            return context
+        _, cache, _ = self._run(context, groups, known, noisy or {}, keep=True)
+        return dataclasses.replace(context, cache=context.cache + cache)
+
+    def predict(
+        self,
+        context: Context,
+        groups: Sequence[Group],
+        known: Known,
+        noisy: Mapping[str, Noisy],
+        streams: Sequence[str],
+    ) -> dict[str, Float[Array, "B M t ..."]]:
+        """Velocity of denoised ``streams``, value of predicted ones, over all blocks that are among the groups.
+
+        Args:
+          context: from ``begin`` and ``extend``; ``groups`` may see what is in its cache.
+          groups: what runs in this pass, draw 0; every draw of a stream in ``noisy`` runs beside it.
+          known: data of clean groups.
+          noisy: data of denoised groups.
+          streams: whose prediction is wanted.
+        """
+        groups = self._with_draws(groups, noisy)
+        hidden = {g: e.hidden for g, e in zip(context.cache.groups, context.cache.entries, strict=True)}
+        levels: dict[Group, Array] = {}
+        if groups:
+            out, _, levels = self._run(context, groups, known, noisy)
+            hidden.update(zip(groups, out, strict=True))
+        return {name: self._head(name, context, hidden, levels, noisy) for name in streams}
 
     # -- tokens in ----------------------------------------------------------------------------------------------------
 
-    def _embed(self, stream: str, values: Array) -> list[tuple[int, Array, np.ndarray]]:
-        """(block, tokens, positions) of each of a stream's groups in one draw."""
-        values = values.astype(self.spec.dtype)
-        if stream == "video":
-            frames = self._embed_video(values)
-            return [(block, frame, self._video_positions(block)) for block, frame in enumerate(frames, start=1)]
-        tokens = self.action_in(values) + self.action_position[...].astype(values.dtype)
-        times = np.zeros((self.interface.action_horizon, 3), np.float32)
-        times[:, 0] = np.arange(self.interface.action_horizon)
-        return [(1, tokens, times)]
+    def _map(self, stream: str) -> StreamMap:
+        return self.maps[self.spec.stream(stream).data_of or stream]
 
-    def _embed_video(self, latents: Float[Array, "B T V h w C"]) -> list[Float[Array, "B N D"]]:
-        """Tokens of each frame: patches of all cameras in a row."""
-        p = self.spec.patch_size
-        patches = rearrange(latents, "b t v (r p) (c q) d -> b t v r c (p q d)", p=p, q=p)
-        tokens = self.video_in(patches) + self.video_position[...].astype(latents.dtype)
-        return list(jnp.moveaxis(rearrange(tokens, "b t v r c d -> b t (v r c) d"), 1, 0))
+    def queried(self, group: Group) -> bool:
+        """Whether a group's tokens are learned queries, not data."""
+        stream = self.spec.stream(group.stream)
+        return not group.clean and (stream.role == "predicted" or stream.head == "diffusion")
 
-    def _video_positions(self, frame: int) -> Float[np.ndarray, "N 3"]:
-        """(control step, row, column) of a frame's tokens, the same for every camera."""
-        rows, columns = np.meshgrid(np.arange(self.grid[0]), np.arange(self.grid[1]), indexing="ij")
-        time = np.full_like(rows, self.interface.frame_steps[frame])
-        one_camera = np.stack([time, rows, columns], -1).reshape(-1, 3)
-        return np.tile(one_camera, (self.interface.cameras, 1)).astype(np.float32)
+    def _with_draws(self, groups: Sequence[Group], noisy: Mapping[str, Noisy]) -> tuple[Group, ...]:
+        found: list[Group] = []
+        for group in groups:
+            several = not group.clean and group.stream in noisy and not self.queried(group)
+            draws = noisy[group.stream].level.shape[1] if several else 1
+            found.extend(dataclasses.replace(group, draw=draw) for draw in range(draws))
+        return tuple(found)
 
-    def _by_expert(
-        self,
-        groups: Sequence[Group],
-        values: Sequence[Array],
-        positions: Sequence[np.ndarray],
-        levels: Mapping[str, Array],
-        conditions: Mapping[str, Array],
-    ) -> Tokens:
-        """Adds each expert's modulation by the noise levels that its groups have."""
-        modulation = {}
+    def _run(
+        self, context: Context, groups: Sequence[Group], known: Known, noisy: Mapping[str, Noisy], keep: bool = False
+    ) -> tuple[tuple[Array, ...], Cache, dict[Group, Array]]:
+        """One pass through the trunk: tokens after it, what it leaves, and the level embedding of each group."""
+        values = tuple(self._embed(group, context, known, noisy) for group in groups)
+        positions = tuple(self._positions(group, context) for group in groups)
+        sources = tuple(None if group.clean else self.layout.branch_source(group) for group in groups)
+        rows, modulation, embedded = self._modulate(groups, context, noisy)
+        tokens = Tokens(tuple(groups), values, positions, rows, modulation, sources)
+        out, cache = self.trunk(tokens, context.text, context.cache, keep)
+        experts = [self.spec.stream(group.stream).expert for group in groups]
+        levels = {g: embedded[e][:, row] for g, e, row in zip(groups, experts, rows, strict=True)}
+        return out, cache, levels
+
+    def _embed(self, group: Group, context: Context, known: Known, noisy: Mapping[str, Noisy]) -> Array | None:
+        stream, maps = self.spec.stream(group.stream), self._map(group.stream)
+        dtype, batch = jnp.dtype(self.spec.dtype), len(context.embodiment)
+        mask: Array | None
+        if not group.clean and self.spec.expert(stream.expert).branch_of:
+            return None
+        if maps.kind == "learned" or self.queried(group):
+            return jnp.broadcast_to(maps.queries[...].astype(dtype), (batch, *maps.queries.shape))
+        if maps.kind == "features":
+            data, mask = self._fitted(known.text)
+        elif group.clean:
+            data, mask = known.values[group.stream], known.present.get(group.stream)
+            span = slice(*self.layout.span(stream, group.block))
+        else:
+            state = noisy[group.stream]
+            data, mask = state.values[:, group.draw], state.present
+            span = slice(*self.layout.future_span(stream, group.block))
+        if maps.kind != "features":
+            data, mask = data[:, span], None if mask is None else maps.present(mask[:, span])
+        tokens = maps.embed(data.astype(dtype), context.embodiment)
+        return tokens if mask is None else jnp.where(mask[..., None], tokens, maps.missing[...].astype(dtype))
+
+    def _fitted(self, text: Text) -> tuple[Array, Array]:
+        """Text features and mask, padded to as many tokens as the layout has.
+
+        Raises:
+          ValueError: if there are more.
+        """
+        room, length = self.interface.text_tokens, text.mask.shape[1]
+        if length > room:
+            raise ValueError(f"{self.spec.name}: an instruction of {length} tokens; the model was made for {room}")
+        extra = ((0, 0), (0, room - length))
+        return jnp.pad(text.features, (*extra, (0, 0))), jnp.pad(text.mask, extra)
+
+    def _positions(self, group: Group, context: Context) -> Array | np.ndarray:
+        where = self._map(group.stream).positions(group.block)
+        if context.time is None:
+            return where
+        return jnp.asarray(where).at[:, 0].add(context.time * self.spec.time_scale)
+
+    def _modulate(self, groups: Sequence[Group], context: Context, noisy: Mapping[str, Noisy]):
+        """Which row of modulation each group has, the rows of every expert, and their embeddings for the heads."""
+        names = [self._row_name(group, noisy) for group in groups]
+        distinct = list(dict.fromkeys(names))
+        batch = len(context.embodiment)
+        levels = jnp.stack([self._level(name, noisy, batch) for name in distinct], 1)
+        known_frames = context.proprio.shape[1]
+        frames = [min(name[2] * self.layout.frames_per_block, known_frames - 1) for name in distinct]
+        conditions = {"text": context.summary[:, None], "state": context.proprio[:, jnp.array(frames)]}
+        modulation, embedded = {}, {}
         for name, conditioning in self.conditioning.items():
-            own = [group.level for group in groups if self.spec.stream(group.stream).expert == name]
-            names = tuple(dict.fromkeys(own))
-            if names:
-                stacked = jnp.stack([levels[level] for level in names], 1)
-                modulation[name] = Modulation(names, conditioning(stacked, conditions))
-        return Tokens(tuple(groups), tuple(values), tuple(positions), modulation)
+            conditions["levels"] = self._levels_of(name, noisy, batch)[:, None]
+            modulation[name], embedded[name] = conditioning(levels, conditions)
+        return tuple(distinct.index(name) for name in names), modulation, embedded
 
-    # -- velocities out -----------------------------------------------------------------------------------------------
+    def _row_name(self, group: Group, noisy: Mapping[str, Noisy]) -> tuple[str, int, int, int]:
+        """(stream or "clean", draw, block whose state conditions it, column of its noise level)."""
+        started = group.block if group.clean or not self.layout.autoregressive else group.block - 1
+        state = started if self.layout.autoregressive else 0
+        if group.clean or group.stream not in noisy or self.queried(group):
+            return ("clean", 0, state, 0)
+        column = group.block - 1 if noisy[group.stream].level.shape[2] > 1 else 0
+        return (group.stream, group.draw, state, column)
 
-    def _unembed(self, stream: str, tokens: Tokens, out: Sequence[Array]) -> Float[Array, "B M ..."]:
-        head = self.video_out if stream == "video" else self.action_out
-        parts = [x for group, x in zip(tokens.groups, out, strict=True) if group.stream == stream]
-        draws = max(group.draw for group in tokens.groups if group.stream == stream) + 1
-        x = rearrange(jnp.stack(parts, 1), "b (m t) n d -> b m t n d", m=draws)
-        velocity = head(x).astype(jnp.float32)
-        if stream == "action":
-            return velocity[:, :, 0]
-        rows, columns = self.grid
-        p = self.spec.patch_size
-        return rearrange(
-            velocity,
-            "b m t (v r c) (p q d) -> b m t v (r p) (c q) d",
-            v=self.interface.cameras, r=rows, c=columns, p=p, q=p,
-        )  # fmt: skip
+    def _level(self, name: tuple[str, int, int, int], noisy: Mapping[str, Noisy], batch: int) -> Float[Array, "B"]:
+        stream, draw, _, column = name
+        return jnp.zeros(batch) if stream == "clean" else noisy[stream].level[:, draw, column]
 
-    def _width(self, stream: str) -> int:
-        return self.spec.expert(self.spec.stream(stream).expert).width
+    def _levels_of(self, expert: str, noisy: Mapping[str, Noisy], batch: int) -> Float[Array, "B C"]:
+        """The noise levels that condition an expert; a stream that takes no part counts as pure noise."""
+        names = self.layout.levels_of(expert)
+        levels = [noisy[name].level[:, 0, 0] if name in noisy else jnp.ones(batch) for name in names]
+        return jnp.concatenate([jnp.zeros((batch, 0)), *(sinusoid(level) for level in levels)], -1).astype(
+            self.spec.dtype
+        )
+
+    # -- predictions out ----------------------------------------------------------------------------------------------
+
+    def _head(
+        self, name: str, context: Context, hidden: Mapping[Group, Array], levels: Mapping[Group, Array], noisy
+    ) -> Float[Array, "B M t ..."]:
+        maps, stream = self._map(name), self.spec.stream(name)
+        groups = [group for group in hidden if group.stream == name and not group.clean]
+        if stream.head == "diffusion":
+            return self._diffuse(maps, groups, hidden, noisy[name])
+        draws: dict[int, list[Array]] = {}
+        for group in sorted(groups, key=lambda g: (g.draw, g.block)):
+            rows = maps.head(hidden[group], levels[group], context.embodiment)
+            draws.setdefault(group.draw, []).append(maps.unflatten(rows))
+        return jnp.stack([jnp.concatenate(blocks, 1) for blocks in draws.values()], 1)
+
+    def _diffuse(self, maps: StreamMap, groups: Sequence[Group], hidden: Mapping[Group, Array], state: Noisy):
+        blocks = []
+        for group in sorted(groups, key=lambda g: g.block):
+            span = slice(*self.layout.future_span(maps.stream, group.block))
+            draws = state.level.shape[1]
+            data = rearrange(state.values[:, :, span], "b m ... -> (b m) ...")
+            rows = rearrange(maps.flatten(data), "(b m) n o -> b m n o", m=draws)
+            column = group.block - 1 if state.level.shape[2] > 1 else 0
+            out = maps.diffusion(hidden[group], rows, state.level[:, :, column])
+            blocks.append(
+                rearrange(maps.unflatten(rearrange(out, "b m n o -> (b m) n o")), "(b m) ... -> b m ...", m=draws)
+            )
+        return jnp.concatenate(blocks, 2)
 
 
 def pool(text: Text) -> Float[Array, "B C"]:
     """Mean over the instruction's tokens."""
     count = jnp.maximum(text.mask.sum(1, keepdims=True), 1)
     return jnp.where(text.mask[..., None], text.features, 0.0).sum(1) / count
-
-
-class Head(nnx.Module):
-    """Normalise and project to a velocity; starts at zero, so that the first prediction is "no motion"."""
-
-    def __init__(self, width: int, outputs: int, rngs: nnx.Rngs):
-        self.project = Linear(width, outputs, ("embed", None), rngs, gain=0.0)
-
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B O"]:
-        return self.project(standardize(x))

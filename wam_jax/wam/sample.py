@@ -1,52 +1,233 @@
-"""From noise to data: Euler steps along the predicted velocity, on a cached prefix."""
+"""From noise to data: a mode's stages, each a table of noise levels, on what can be computed once."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from wam_jax.wam.model import Noisy, Prefix, WorldActionModel
+from wam_jax.types import Text
+from wam_jax.wam.model import Context, Known, Noisy, WorldActionModel
+from wam_jax.wam.spec import KINDS, Mode, Move, Stage
+from wam_jax.wam.visibility import Group
+
+Values = dict[str, Float[Array, "B ..."]]
 
 
 def sample(
-    model: WorldActionModel, prefix: Prefix, key: jax.Array, streams: Sequence[str], steps: int | None = None
-) -> dict[str, Float[Array, "B ..."]]:
-    """Denoises ``streams`` and whatever must be denoised with them, synchronously.
+    model: WorldActionModel,
+    known: Known,
+    key: jax.Array,
+    mode: str = "policy",
+    *,
+    want: Collection[str] | None = None,
+    given: Mapping[str, Array] | None = None,
+    steps: int | None = None,
+    context: Context | None = None,
+) -> Values:
+    """Generates streams as a mode of the spec says.
 
-    Streams that the asked ones neither see nor are seen by are skipped: with isolated streams, asking for actions
-    never touches the video.
+    What a stage does not change, and what depends on that alone, is computed once and cached: the present, a pass at
+    fixed noise, an imagined future that actions are read from. Moves that ``want`` does not depend on are left out.
 
     Args:
       model: bound to parameters.
-      prefix: from ``model.prefix``.
+      known: the present, the instruction.
       key: of the initial noise.
-      streams: what is wanted, e.g. ``("action",)``.
-      steps: Euler steps; the largest of the streams' own ``sampling_steps`` by default.
+      mode: one of ``spec.modes``.
+      want: the streams to return; all that the mode generates by default.
+      given: the future of the mode's given streams, [B, t, ...].
+      steps: of every stage, instead of the spec's (moves' own steps are then ignored).
+      context: from ``model.begin``, with a history in its cache; made from ``known`` by default.
 
     Returns:
-      action f32[B, K, A] and video latents f32[B, T-1, V, h, w, C], as asked.
+      by stream, its future [B, t, ...]: of a causal spec the next block, else all blocks.
+
+    Raises:
+      ValueError: if the mode lacks a stream that it needs, or a given stream is not given.
     """
-    needed = sorted({name for stream in streams for name in model.spec.component(stream)})
-    steps = steps or max(model.spec.stream(name).sampling_steps for name in needed)
-    batch = prefix.cache.keys_values[0][0].shape[1]
-    start = {
-        name: jax.random.normal(jax.random.fold_in(key, index), (batch, 1, *stream_shape(model, name)))
-        for index, name in enumerate(needed)
-    }
-
-    def euler(values, level):
-        states = {name: Noisy(x, jnp.full((batch, 1), level)) for name, x in values.items()}
-        velocity = model.velocity(prefix, states)
-        return {name: values[name] - velocity[name] / steps for name in values}, None
-
-    final, _ = jax.lax.scan(euler, start, 1 - jnp.arange(steps) / steps)
-    return {name: final[name][:, 0] for name in streams}
+    plan, given = model.spec.mode(mode), dict(given or {})
+    if set(given) != set(plan.given):
+        raise ValueError(f"{model.spec.name}: mode {mode!r} is given {sorted(plan.given)}, got {sorted(given)}")
+    stages = needed_moves(model, plan, want)
+    run = _Sampler(model, plan, known, key, given, context)
+    for number, stage in enumerate(stages):
+        later = {move.stream for after in stages[number:] for move in after.moves}
+        run.stage(dataclasses.replace(stage, steps=steps or stage.steps), later, bool(steps))
+    moved = {move.stream for stage in stages for move in stage.moves}
+    return {name: run.states[name].values[:, 0] for name in sorted(moved if want is None else want)}
 
 
-def stream_shape(model: WorldActionModel, stream: str) -> tuple[int, ...]:
-    """The shape of one sample of a stream's data, without batch."""
-    interface = model.interface
-    if stream == "action":
-        return interface.action_horizon, interface.action_size
-    return len(interface.frame_steps) - 1, interface.cameras, *interface.latent_shape
+def needed_moves(model: WorldActionModel, plan: Mode, want: Collection[str] | None) -> list[Stage]:
+    """A mode's stages, with only the moves that the wanted streams depend on.
+
+    Raises:
+      ValueError: if the mode does not generate a wanted stream.
+    """
+    moved = {move.stream for stage in plan.stages for move in stage.moves}
+    want = moved if want is None else set(want)
+    if absent := sorted(want - moved):
+        raise ValueError(
+            f"{model.spec.name}: mode {plan.name!r} does not generate {absent[0]!r} (has: {sorted(moved)})"
+        )
+    kept: list[Stage] = []
+    relevant: set[str] = set()
+    for stage in reversed(plan.stages):
+        ends = {w for w in want if any(m.stream == w for m in stage.moves)}
+        relevant |= _dependencies(model, ends) if ends else set()
+        moves = tuple(move for move in stage.moves if move.stream in relevant)
+        if moves:
+            relevant |= _dependencies(model, [move.stream for move in moves])
+            kept.insert(0, dataclasses.replace(stage, moves=moves))
+    return kept
+
+
+def _dependencies(model: WorldActionModel, streams: Iterable[str]) -> set[str]:
+    return {g.stream for g in model.layout.needed(list(streams)) if not g.clean or g.block > 0}
+
+
+class _Sampler:
+    """The streams on their way, stage after stage."""
+
+    def __init__(self, model, plan: Mode, known: Known, key: jax.Array, given: Mapping[str, Array], context):
+        self.model, self.layout, self.plan, self.known = model, model.layout, plan, known
+        self.block = 1 if self.layout.autoregressive else None
+        self.context = model.begin(known) if context is None else context
+        self.levels: dict[str, float] = {}  # where each stream is now; known while tracing
+        self.states: dict[str, Noisy] = {}
+        batch = len(known.embodiment)
+        moved = [move.stream for stage in plan.stages for move in stage.moves]
+        for name in dict.fromkeys((*moved, *plan.missing, *plan.given)):
+            stream = model.spec.stream(name)
+            shape = (batch, 1, *self.layout.future_shape(stream, self.block))
+            index = model.spec.generated.index(name)
+            noise = jax.random.normal(jax.random.fold_in(key, index), shape)
+            values = given[name][:, None] if name in given else noise if stream.role == "denoised" else jnp.zeros(shape)
+            self._set(name, values, 0.0 if name in given else 1.0)
+        for name in plan.given:
+            self._finish(name)
+
+    def stage(self, stage: Stage, later: Collection[str], even: bool) -> None:
+        """Runs one stage. ``later``: the streams that this stage or one after it moves."""
+        model, layout = self.model, self.layout
+        streams = [move.stream for move in stage.moves]
+        needed = layout.needed(streams, self.block)
+        self._check(needed)
+        # A diffusion head's stream changes in the head; to the trunk it is a query, the same in every step.
+        changing = {s for s in later if model.spec.stream(s).head != "diffusion"}
+        now = {s for s in streams if s in changing}
+        contexts = [self.context]
+        contexts[0] = self._extend(contexts[0], layout.constant(needed, changing))
+        self.context = contexts[0]
+        if any(move.guidance != 1.0 for move in stage.moves):
+            contexts.append(self._without_text())
+        constant = layout.constant(needed, now)
+        contexts = [self._extend(context, constant) for context in contexts]
+        groups = tuple(g for g in needed if g not in contexts[0].cache.groups)
+
+        def velocity(states: Mapping[str, Noisy]) -> dict[str, Array]:
+            found = [
+                model.predict(context, groups, self.known, {**self.states, **states}, streams) for context in contexts
+            ]
+            if len(found) == 1:
+                return found[0]
+            guided, plain = found
+            return {m.stream: plain[m.stream] + m.guidance * (guided[m.stream] - plain[m.stream]) for m in stage.moves}
+
+        self._integrate(stage, velocity, even)
+        for move in stage.moves:
+            if move.to == 0.0:
+                self._finish(move.stream)
+
+    def _integrate(self, stage: Stage, velocity, even: bool) -> None:
+        table = {m.stream: level_table(m, self.levels[m.stream], stage.steps, even) for m in stage.moves}
+        start = {m.stream: self.states[m.stream].values for m in stage.moves}
+        predicted = {m.stream for m in stage.moves if self.model.spec.stream(m.stream).role == "predicted"}
+
+        def at(values: Values, levels: Mapping[str, Array]) -> dict[str, Noisy]:
+            return {
+                n: dataclasses.replace(self.states[n], values=v, level=jnp.full_like(self.states[n].level, levels[n]))
+                for n, v in values.items()
+            }
+
+        def step(values: Values, levels: dict[str, tuple[Array, Array]]):
+            before = {n: pair[0] for n, pair in levels.items()}
+            after = {n: pair[1] for n, pair in levels.items()}
+            slope = velocity(at(values, before))
+            moved = {
+                n: slope[n] if n in predicted else x + (after[n] - before[n]) * slope[n] for n, x in values.items()
+            }
+            if stage.solver == "heun":
+                second = velocity(at(moved, after))
+                mean = {n: (slope[n] + second[n]) / 2 for n in values}
+                moved = {
+                    n: second[n] if n in predicted else x + (after[n] - before[n]) * mean[n] for n, x in values.items()
+                }
+            return moved, None
+
+        pairs = {name: (jnp.asarray(t[:-1]), jnp.asarray(t[1:])) for name, t in table.items()}
+        final, _ = jax.lax.scan(step, start, pairs)
+        for move in stage.moves:
+            self._set(move.stream, final[move.stream], move.to)
+
+    def _set(self, name: str, values: Array, level: float) -> None:
+        self.levels[name] = level
+        self.states[name] = Noisy(values=values, level=jnp.full((values.shape[0], 1, 1), level, jnp.float32))
+
+    def _finish(self, name: str) -> None:
+        """A finished stream may now be seen as given, as true data are in training."""
+        stream, data = self.model.spec.stream(name), self.states[name].values[:, 0]
+        if KINDS[stream.kind] == "patches" and name in self.known.values:
+            data = jnp.concatenate([self.known.values[name][:, :1], data], 1)
+        elif KINDS[stream.kind] == "frames":
+            return
+        self.known = dataclasses.replace(self.known, values={**self.known.values, name: data})
+
+    def _extend(self, context: Context, groups: Iterable[Group]) -> Context:
+        new = [g for g in groups if g not in context.cache.groups]
+        return self.model.extend(context, new, self.known, self.states)
+
+    def _without_text(self) -> Context:
+        nothing = dataclasses.replace(self.known, text=without_text(self.known.text))
+        context = self.model.begin(nothing, self.context.time)
+        return dataclasses.replace(context, proprio=self.context.proprio)
+
+    def _check(self, needed: Iterable[Group]) -> None:
+        where = f"{self.model.spec.name}: mode {self.plan.name!r}"
+        for group in needed:
+            if not group.clean and group.stream not in self.states and not self.model.queried(group):
+                raise ValueError(f"{where} depends on {group.stream!r}; move it, give it, or name it missing")
+            unfinished = group.clean and group.stream in self.model.spec.generated and group.block > 0
+            if unfinished and self.levels.get(group.stream) != 0.0:
+                raise ValueError(
+                    f"{where} reads the imagined {group.stream!r}; give it, or move it to 0 in an earlier stage"
+                )
+
+
+def level_table(move: Move, start: float, steps: int, even: bool = False) -> Float[np.ndarray, "S+1"]:
+    """A stream's noise level before each of a stage's steps, and after the last.
+
+    A move with fewer steps than its stage holds its level between them.
+
+    Raises:
+      ValueError: if it has more.
+    """
+    own = steps if even or move.steps is None else move.steps
+    if own > steps:
+        raise ValueError(f"stream {move.stream!r} has {own} steps in a stage of {steps}; raise the stage's steps")
+    first, last = (_unshift(level, move.shift) for level in (start, move.to))
+    u = np.linspace(first, last, own + 1)
+    grid = move.shift * u / (1 + (move.shift - 1) * u)
+    return grid[np.arange(steps + 1) * own // steps].astype(np.float32)
+
+
+def _unshift(level: float, factor: float) -> float:
+    return level / (factor - (factor - 1) * level)
+
+
+def without_text(text: Text) -> Text:
+    """No instruction: one token of zeros."""
+    first = jnp.zeros_like(text.mask).at[..., 0].set(True)
+    return Text(features=jnp.zeros_like(text.features), mask=first)

@@ -1,12 +1,12 @@
 """Who may attend to whom, and what follows from it.
 
 Tokens come in groups; a rule says whether a query group sees a key group. From the resulting boolean matrix come the
-attention plan (unmasked attention calls on exactly the visible keys) and the split of the noisy groups into components
-that can be denoised on their own. Groups that only ever see clean groups are the cacheable prefix.
+attention plan (unmasked attention calls on exactly the visible keys), what can be cached, and which streams can be
+dropped without changing another.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool
@@ -17,9 +17,9 @@ class Group:
     """Tokens that see, and are seen, alike.
 
     Attributes:
-      stream: whose tokens these are: "video", "state", "action".
+      stream: whose tokens these are.
       block: where in time: 0 is now, larger is later.
-      clean: clean context, or being denoised.
+      clean: given (context, or a clean copy of what another group predicts), or being predicted.
       size: number of tokens.
       draw: which of several independent noise draws over the same context this is.
     """
@@ -30,48 +30,125 @@ class Group:
     size: int
     draw: int = 0
 
-    @property
-    def level(self) -> str:
-        """The name of the noise level its tokens share: all clean groups one, noisy groups one a stream and draw."""
-        return "clean" if self.clean else f"{self.stream}/{self.draw}"
+    def __str__(self) -> str:
+        return f"{self.stream} {self.block}{'' if self.clean else ' noisy'}{f' #{self.draw}' if self.draw else ''}"
 
 
-Rule = Callable[[Group, Group], bool]
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A predicate over (query group, key group). Rules combine with ``&``, ``|`` and ``~``; equal names, equal rules.
+
+    A new one is ``Rule("name", lambda query, key: ...)``.
+    """
+
+    name: str
+    predicate: Callable[[Group, Group], bool] = dataclasses.field(compare=False, repr=False)
+    alternative: bool = dataclasses.field(default=False, compare=False, repr=False)  # made by |, so bracketed in &
+
+    def __call__(self, query: Group, key: Group) -> bool:
+        return self.predicate(query, key)
+
+    def __and__(self, other: "Rule") -> "Rule":
+        return Rule(f"{_bracket(self)} & {_bracket(other)}", lambda q, k: self(q, k) and other(q, k))
+
+    def __or__(self, other: "Rule") -> "Rule":
+        return Rule(f"{self.name} | {other.name}", lambda q, k: self(q, k) or other(q, k), True)
+
+    def __invert__(self) -> "Rule":
+        return Rule(f"~{_bracket(self)}", lambda q, k: not self(q, k))
+
+    def __str__(self) -> str:
+        return self.name
 
 
-def sees_clean_past(query: Group, key: Group) -> bool:
-    """Everything sees the clean groups of its own time and before."""
+def _bracket(rule: Rule) -> str:
+    return f"({rule.name})" if rule.alternative else rule.name
+
+
+# -- in time ----------------------------------------------------------------------------------------------------------
+
+
+def _of_its_past(query: Group, key: Group) -> bool:
     return key.clean and key.block <= query.block
 
 
-def sees_own_stream(query: Group, key: Group) -> bool:
-    """What is denoised sees the whole of its own stream in the same draw (bidirectional)."""
-    return _same_draw(query, key) and query.stream == key.stream
+# Everything sees the present and all that is predicted, the present too.
+BIDIRECTIONAL = Rule("bidirectional", lambda q, k: not k.clean or k.block == 0)
+
+# The present sees only itself, so it can be cached. A finished future sees that and its own stream.
+FIRST_FRAME_CAUSAL = Rule(
+    "first-frame-causal",
+    lambda q, k: (
+        _of_its_past(q, k) and (k.block == 0 or k.stream == q.stream) if q.clean else not k.clean or k.block == 0
+    ),
+)
+
+FRAME_CAUSAL = Rule(
+    "frame-causal",
+    lambda q, k: _of_its_past(q, k) if q.clean else (k.block == 0 if k.clean else k.block <= q.block),
+)
+
+# Teacher forcing: a block is denoised given the true blocks before it.
+CHUNK_CAUSAL = Rule(
+    "chunk-causal",
+    lambda q, k: _of_its_past(q, k) if q.clean else (k.block < q.block if k.clean else k.block == q.block),
+)
 
 
-def action_sees_video(query: Group, key: Group) -> bool:
-    """Actions attend to the future being imagined."""
-    return _same_draw(query, key) and (query.stream, key.stream) == ("action", "video")
+def window(blocks: int) -> Rule:
+    """Not further back than ``blocks`` blocks; combine with ``&``."""
+    return Rule(f"window {blocks}", lambda q, k: k.block > q.block - blocks)
 
 
-def video_sees_action(query: Group, key: Group) -> bool:
-    """The imagined future attends to the actions being denoised."""
-    return _same_draw(query, key) and (query.stream, key.stream) == ("video", "action")
+def first_frame_only(stream: str) -> Rule:
+    """Of what is given, ``stream`` sees only the present (and itself); combine with ``&``."""
+    return Rule(
+        f"{stream} sees first frame only",
+        lambda q, k: q.stream != stream or k.stream == stream or not k.clean or k.block == 0,
+    )
 
 
-def _same_draw(query: Group, key: Group) -> bool:
-    return not query.clean and not key.clean and query.draw == key.draw
+# -- across streams ---------------------------------------------------------------------------------------------------
+
+ISOLATED = Rule("isolated", lambda q, k: k.clean or q.stream == k.stream)
 
 
-ISOLATED: tuple[Rule, ...] = (sees_clean_past, sees_own_stream)
+def sees(query_stream: str, key_stream: str) -> Rule:
+    """One stream sees another being predicted; combine as ``time & (ISOLATED | sees("action", "video"))``."""
+    return Rule(f"{query_stream} sees {key_stream}", lambda q, k: (q.stream, k.stream) == (query_stream, key_stream))
 
-# How actions and the imagined future see each other; every entry adds to ISOLATED.
-COUPLINGS: dict[str, tuple[Rule, ...]] = {
+
+def sees_imagined(query_stream: str, key_stream: str) -> Rule:
+    """One stream is predicted given the *finished* other of its own block, as inverse dynamics is; combine with ``|``.
+
+    In training it sees the true one (teacher forcing), in sampling the one that was denoised before.
+    """
+    return Rule(
+        f"{query_stream} sees imagined {key_stream}",
+        lambda q, k: (
+            (q.stream, k.stream) == (query_stream, key_stream) and not q.clean and k.clean and k.block <= q.block
+        ),
+    )
+
+
+def leads(leader: str, follower: str) -> Rule:
+    """Within a block the leader comes first: it never sees the follower of its own block; combine with ``&``."""
+    return Rule(
+        f"{leader} before {follower}",
+        lambda q, k: (q.stream, k.stream) != (leader, follower) or k.block < q.block,
+    )
+
+
+# How actions and the imagined future see each other.
+CROSS: dict[str, Rule] = {
     "isolated": ISOLATED,
-    "action_sees_video": (*ISOLATED, action_sees_video),
-    "video_sees_action": (*ISOLATED, video_sees_action),
-    "mutual": (*ISOLATED, action_sees_video, video_sees_action),
+    "action_sees_video": ISOLATED | sees("action", "video"),
+    "video_sees_action": ISOLATED | sees("video", "action"),
+    "mutual": Rule("mutual", lambda q, k: True),
 }
+
+
+# -- what follows -----------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,25 +159,25 @@ class Segment:
     keys: tuple[int, ...]
 
 
-def visibility_matrix(
-    queries: Sequence[Group], keys: Sequence[Group], rules: Sequence[Rule]
-) -> Bool[np.ndarray, "Gq Gk"]:
-    """Entry [i, j]: query group i sees key group j, by at least one rule."""
-    return np.array([[any(rule(q, k) for rule in rules) for k in keys] for q in queries], bool).reshape(
-        len(queries), len(keys)
-    )
+def visibility_matrix(queries: Sequence[Group], keys: Sequence[Group], rule: Rule) -> Bool[np.ndarray, "Gq Gk"]:
+    """Entry [i, j]: query group i sees key group j. Groups of different noise draws never see each other."""
+
+    def visible(query: Group, key: Group) -> bool:
+        return (key.clean or query.draw == key.draw) and rule(query, key)
+
+    return np.array([[visible(q, k) for k in keys] for q in queries], bool).reshape(len(queries), len(keys))
 
 
-def attention_plan(visible: Bool[np.ndarray, "Gq Gk"]) -> tuple[Segment, ...]:
+def attention_plan(visible: Bool[np.ndarray, "Gq Gk"], may_be_blind: bool = False) -> tuple[Segment, ...]:
     """Merges neighbouring query groups with equal visible sets into segments.
 
     Raises:
-      ValueError: if a query group sees nothing.
+      ValueError: if a query group sees nothing, unless it ``may_be_blind``.
     """
     segments: list[Segment] = []
     for query, row in enumerate(visible):
         keys = tuple(int(k) for k in np.flatnonzero(row))
-        if not keys:
+        if not keys and not may_be_blind:
             raise ValueError(f"token group {query} sees no group, not even itself; check the visibility rules")
         if segments and segments[-1].keys == keys:
             segments[-1] = Segment((*segments[-1].queries, query), keys)
@@ -109,16 +186,28 @@ def attention_plan(visible: Bool[np.ndarray, "Gq Gk"]) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
-def components(streams: Sequence[str], rules: Sequence[Rule]) -> tuple[tuple[str, ...], ...]:
-    """The denoised streams, split into sets that do not see each other and so can be denoised apart."""
-    groups = [Group(stream=stream, block=1, clean=False, size=1) for stream in streams]
-    sees = visibility_matrix(groups, groups, rules)
-    joined = sees | sees.T
-    remaining, parts = list(range(len(streams))), []
-    while remaining:
-        part = {remaining[0]}
-        while grown := {j for i in part for j in remaining if joined[i, j]} - part:
-            part |= grown
-        remaining = [i for i in remaining if i not in part]
-        parts.append(tuple(streams[i] for i in sorted(part)))
+def reachable(visible: Bool[np.ndarray, "G G"]) -> Bool[np.ndarray, "G G"]:
+    """Entry [i, j]: group i depends on group j, directly or through others, or is it."""
+    reach = visible | np.eye(len(visible), dtype=bool)
+    while True:
+        further = (reach.astype(np.int32) @ reach.astype(np.int32)) > 0
+        if (further == reach).all():
+            return reach
+        reach = further
+
+
+def components(sees: Bool[np.ndarray, "S S"], names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """``names`` in sets that do not see each other in either direction."""
+    joined = reachable(sees | sees.T)
+    parts: list[tuple[str, ...]] = []
+    for row in joined:
+        part = tuple(name for name, belongs in zip(names, row, strict=True) if belongs)
+        if part not in parts:
+            parts.append(part)
     return tuple(parts)
+
+
+def visible_pairs(groups: Iterable[Group], visible: Bool[np.ndarray, "G G"]) -> int:
+    """The number of (query token, key token) pairs that see each other."""
+    sizes = np.array([group.size for group in groups], np.int64)
+    return int(sizes @ visible.astype(np.int64) @ sizes)

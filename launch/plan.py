@@ -1,0 +1,523 @@
+"""`wam plan`: compiles the whole train step for a TPU topology, with no TPU and no array, and says what a chip pays.
+
+    wam plan --spec NAME --topology v5p:4x4x4 --mesh fsdp=64
+    wam plan --spec NAME --topology cpu:8 --mesh fsdp=8 --batch 16 --set remat=full num_layers=4
+
+Exit code 0: it fits. 1: it does not fit. 2: it cannot be planned (unknown topology, mesh that does not divide, ...).
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from wam_jax import console
+from wam_jax.compiled import KINDS, Memory, OutOfMemory, Traffic, collectives, memory, out_of_memory
+from wam_jax.flops import Flops, count_flops
+from wam_jax.nn.module import define
+from wam_jax.sharding import MESH_AXES, batch_sharding, make_mesh
+from wam_jax.training.losses import wam_loss
+from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
+from wam_jax.training.state import TrainState, count_params, init_state, state_shardings
+from wam_jax.training.step import StepFn, make_step
+from wam_jax.types import Batch, StreamData, Text
+from wam_jax.wam.layout import Layout
+from wam_jax.wam.model import WorldActionModel
+from wam_jax.wam.spec import KINDS as STREAM_KINDS
+from wam_jax.wam.spec import Interface, Spec
+from wam_jax.zoo import SYSTEMS, make_spec, published
+
+GIB = 2**30
+
+
+# Read when libtpu is loaded.
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",  # ask no metadata server what this machine is
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another process may plan at the same time
+    "TPU_ACCELERATOR_TYPE": "v5p-8",  # any: else it complains that this machine is none; a topology overrules it
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+class PlanError(ValueError):
+    """This cannot be planned; the message says what to write instead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What one chip can do at best.
+
+    Attributes:
+      hbm: bytes that a program may use; None sets no limit.
+      flops: bf16 matrix operations a second.
+      hbm_bandwidth: bytes a second.
+      ici_bandwidth: bytes a second that leave the chip over all its links together (half the bidirectional figure).
+      shapes: of its slices, as they are offered; the last is the largest.
+    """
+
+    name: str
+    hbm: int | None = None
+    flops: float | None = None
+    hbm_bandwidth: float | None = None
+    ici_bandwidth: float | None = None
+    shapes: tuple[str, ...] = ()
+
+
+_SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = (
+    "2x2x1", "2x2x2", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16", "16x16x24",
+)  # fmt: skip
+
+# Rates and shapes: the pages "TPU v5e", "TPU v5p" and "TPU v6e" of the Cloud TPU documentation (197, 459, 918 TFLOP/s;
+# 819, 2765, 1638 GB/s; 400, 1200, 800 GB/s of bidirectional interconnect a chip). HBM: what libtpu 0.0.42 leaves to a
+# program, from its out-of-memory messages (nominally 16, 95, 32 GB). v4 is missing: its topology description has two
+# devices a chip, which is not how v4 is used.
+CHIPS: Mapping[str, Chip] = {
+    chip.name: chip
+    for chip in (
+        Chip("cpu"),
+        Chip("v5e", round(15.75 * GIB), 197e12, 819e9, 200e9, _SQUARES),
+        Chip("v5p", round(95.74 * GIB), 459e12, 2765e9, 600e9, _CUBES),
+        Chip("v6e", round(31.25 * GIB), 918e12, 1638e9, 400e9, _SQUARES),
+    )
+}
+
+
+# -- command ----------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--spec", required=True, help="a system of the zoo")
+    parser.add_argument("--size", help="one of its published sizes (default: its first)")
+    parser.add_argument("--topology", required=True, help="CHIP:SHAPE, as v5p:4x4x4 or v6e:16x16; or cpu:COUNT")
+    parser.add_argument("--mesh", default="fsdp=-1", help="AXIS=SIZE,... with axes data, fsdp, context, tensor")
+    parser.add_argument("--batch", type=int, help="samples in a step, over all chips (default: one a data shard)")
+    parser.add_argument("--frames", type=int, help="frames of a sample, the present one included")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of Spec, Size or Interface")
+    parser.add_argument("--hbm", type=float, help="GiB that a program may use on a chip, instead of the table's")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> None:
+    """Raises: PlanError, and ValueError of the zoo and the mesh; SystemExit(1) if the model does not fit."""
+    if overrides:
+        raise PlanError(f"argument {overrides[0]!r} is unknown; fields are set with --set FIELD=VALUE")
+    chip, devices = find_topology(args.topology)
+    if args.hbm is not None:
+        chip = dataclasses.replace(chip, hbm=round(args.hbm * GIB))
+    mesh = make_mesh(parse_mesh(args.mesh), devices)
+    spec, interface = _model(args)
+    batch_size = _batch_size(args.batch, mesh)
+    step, state, batch = _abstract_step(spec, interface, batch_size, mesh)
+    console.log(
+        f"{spec.name}: {count_params(state.params) / 1e9:.3f}B parameters, {batch_size} samples a step; "
+        f"{args.topology}: {mesh.size} chips, mesh {_mesh_text(mesh)}; compiling"
+    )
+    plan = plan_step(step, state, None, batch, chip, mesh.size)
+    report(plan)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({**_request(args, spec, mesh, batch_size), **plan.figures()}, indent=1) + "\n")
+        console.log(f"wrote {args.json}")
+    print(plan.verdict)
+    if not plan.fits:
+        for remedy in remedies(plan, spec.remat, batch_size, mesh):
+            print(f"  - {remedy}")
+        raise SystemExit(1)
+
+
+# -- the model: all that depends on specs and batches -----------------------------------------------------------------
+
+
+def _model(args: argparse.Namespace) -> tuple[Spec, Interface]:
+    """The zoo's system at a published size, with ``--set`` and ``--frames``."""
+    sizes = list(SYSTEMS[args.spec].interfaces) if args.spec in SYSTEMS else []
+    size = args.size or (sizes[0] if sizes else "")
+    _, interface = published(args.spec, size)
+    changes = parse_fields(args.set)
+    ours = {field.name for field in dataclasses.fields(Interface)}
+    if args.frames is not None:
+        changes["frame_steps"] = _frame_steps(interface.frame_steps, args.frames)
+    spec = make_spec(args.spec, size, **{name: value for name, value in changes.items() if name not in ours})
+    return spec, dataclasses.replace(interface, **{name: value for name, value in changes.items() if name in ours})
+
+
+def _abstract_step(spec: Spec, interface: Interface, batch_size: int, mesh: Mesh) -> tuple[StepFn, TrainState, Any]:
+    """The jitted train step and its state and batch as ``jax.ShapeDtypeStruct`` with shardings; latents are given."""
+    definition = define(lambda rngs: WorldActionModel(spec, interface, rngs))
+    optimizer = make_optimizer(OptimizerConfig(steps=1000))
+    shardings = state_shardings(definition, optimizer, mesh)
+    step = make_step(wam_loss(definition), optimizer, ema=0.99, seed=0, mesh=mesh, shardings=shardings)
+    state = jax.eval_shape(lambda: init_state(definition, optimizer, 0, mesh))
+    batch = _abstract_batch(spec, interface, batch_size)
+    everywhere = batch_sharding(mesh)
+    return step, jax.tree.map(_placed, state, shardings), jax.tree.map(lambda x: _placed(x, everywhere), batch)
+
+
+def _abstract_batch(spec: Spec, interface: Interface, batch_size: int) -> Batch:
+    """What the loader would yield, tokenised ahead."""
+
+    def array(*shape: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+
+    frames, cameras = len(interface.frame_steps), interface.cameras
+    actions, proprio = (interface.action_horizon, interface.action_size), (frames, interface.proprio_size)
+    layout, streams = Layout(spec, interface), {}
+    for stream in spec.streams:
+        if stream.kind not in ("video", "action", "state") and STREAM_KINDS[stream.kind] not in ("features", "learned"):
+            shape = layout.data_shape(stream)
+            masked = shape[:2] if STREAM_KINDS[stream.kind] == "patches" else shape[:1]
+            streams[stream.data_of or stream.name] = StreamData(values=array(*shape), mask=array(*masked, dtype=bool))
+    return Batch(
+        images=None,
+        latents=array(frames, cameras, *interface.latent_shape),
+        image_mask=array(frames, cameras, dtype=bool),
+        actions=array(*actions),
+        action_mask=array(*actions, dtype=bool),
+        proprio=array(*proprio),
+        proprio_mask=array(*proprio, dtype=bool),
+        text=Text(
+            features=array(interface.text_tokens, interface.text_width), mask=array(interface.text_tokens, dtype=bool)
+        ),
+        embodiment=array(dtype=jnp.int32),
+        streams=streams,
+    )
+
+
+def _placed(array: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+
+def _frame_steps(steps: tuple[int, ...], frames: int) -> tuple[int, ...]:
+    """So many frames at the spacing of the first two."""
+    if frames < 2:
+        raise PlanError(f"--frames {frames}: a sample has the present and a future; give 2 or more")
+    return tuple(range(0, frames * (steps[1] - steps[0]), steps[1] - steps[0]))
+
+
+# -- the plan ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one step costs.
+
+    Attributes:
+      chip, chips: on what, and on how many of them.
+      parameters: number of scalars.
+      held: bytes a chip holds between steps, by what they are.
+      flops: of all chips together, recomputation included.
+      memory, traffic: of the compiled program on one chip; None where the compiler refused it for memory.
+      refusal: what it said then.
+      compile_s: seconds.
+    """
+
+    chip: Chip
+    chips: int
+    parameters: int
+    held: dict[str, int]
+    flops: Flops
+    memory: Memory | None
+    traffic: Traffic | None
+    refusal: OutOfMemory | None
+    compile_s: float
+
+    @property
+    def needed(self) -> int:
+        """Bytes at the peak."""
+        if self.memory is not None:
+            return self.memory.peak
+        assert self.refusal is not None
+        return self.refusal.needed
+
+    @property
+    def available(self) -> int | None:
+        return self.refusal.available if self.refusal else self.chip.hbm
+
+    @property
+    def fits(self) -> bool:
+        return self.refusal is None and (self.chip.hbm is None or self.needed <= self.chip.hbm)
+
+    @property
+    def verdict(self) -> str:
+        needed = _gib(self.needed)
+        if self.available is None:
+            return f"compiles: peak {needed} on each of {self.chips} devices; no limit is assumed (set --hbm)"
+        over, limit = self.needed - self.available, _gib(self.available)
+        if self.fits:
+            return f"fits: peak {needed} of {limit} a chip, {_gib(-over)} to spare"
+        return f"does not fit: needs {needed} of {limit} a chip, {_gib(over)} ({over:,} bytes) too many"
+
+    def roofline(self) -> dict[str, float | None]:
+        """Seconds of a step, at the chip's peak rates.
+
+        ``compute`` shares the operations evenly. ``collectives`` use all links of a chip at once. ``hbm`` is a floor:
+        arguments are read and outputs written once; what the layers move in between is not known. ``step`` is the
+        largest, as if all three overlapped; ``in_turn`` is their sum, as if none did.
+        """
+        moved = self.memory.arguments + self.memory.outputs if self.memory else None
+        parts = {
+            "compute": _ratio(self.flops.total / self.chips, self.chip.flops),
+            "collectives": _ratio(self.traffic.sent if self.traffic else None, self.chip.ici_bandwidth),
+            "hbm": _ratio(moved, self.chip.hbm_bandwidth),
+        }
+        known = [seconds for seconds in parts.values() if seconds is not None]
+        complete = len(known) == len(parts)
+        return {**parts, "step": max(known) if complete else None, "in_turn": sum(known) if complete else None}
+
+    def figures(self) -> dict[str, Any]:
+        """All of it, JSON-able; bytes a chip, FLOPs of all chips, seconds."""
+        assumed = {field: getattr(self.chip, field) for field in ("hbm", "flops", "hbm_bandwidth", "ici_bandwidth")}
+        used = None
+        if self.memory:
+            used = {**dataclasses.asdict(self.memory), "temporaries": self.memory.temporaries}
+        kinds = self.traffic.kinds if self.traffic else {}
+        return {
+            "fits": self.fits,
+            "verdict": self.verdict,
+            "needed_bytes": self.needed,
+            "available_bytes": self.available,
+            "chips": self.chips,
+            "parameters": self.parameters,
+            "held_bytes": self.held,
+            "memory_bytes": used,
+            "flops": {**dataclasses.asdict(self.flops), "total": self.flops.total},
+            "collectives": {kind: dataclasses.asdict(collective) for kind, collective in kinds.items()},
+            "unknown_loops": self.traffic.unknown_loops if self.traffic else None,
+            "roofline_s": self.roofline(),
+            "assumed": {"chip": self.chip.name, **assumed},
+            "compile_s": round(self.compile_s, 1),
+        }
+
+
+def plan_step(step: Any, state: TrainState, frozen: Any, batch: Any, chip: Chip, chips: int) -> Plan:
+    """Compiles ``step(state, frozen, batch)``, all three abstract and with shardings, and measures the program.
+
+    Raises:
+      jax.errors.JaxRuntimeError: if the compiler refuses for another reason than memory.
+    """
+    flops = count_flops(step, state, frozen, batch)
+    began = time.monotonic()
+    refusal = compiled = None
+    try:
+        compiled = step.lower(state, frozen, batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+        refusal = out_of_memory(error)
+        if refusal is None:
+            raise
+    return Plan(
+        chip=chip,
+        chips=chips,
+        parameters=count_params(state.params),
+        held={
+            "parameters": bytes_a_chip(state.params),
+            "moving average": bytes_a_chip(state.ema),
+            "optimizer": bytes_a_chip(state.optimizer),
+            "frozen": bytes_a_chip(frozen),
+            "batch": bytes_a_chip(batch),
+        },
+        flops=flops,
+        memory=memory(compiled) if compiled else None,
+        traffic=collectives(compiled.as_text()) if compiled else None,
+        refusal=refusal,
+        compile_s=time.monotonic() - began,
+    )
+
+
+def bytes_a_chip(tree: Any) -> int:
+    """What one device holds of abstract arrays with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def remedies(plan: Plan, remat: str, batch_size: int, mesh: Mesh) -> list[str]:
+    """What would save memory, the cheapest in time first."""
+    found = []
+    shards = _data_shards(mesh)
+    if plan.chips > mesh.shape["fsdp"]:
+        found.append(
+            f"more fsdp: --mesh fsdp={plan.chips} cuts parameters, average and optimizer further (now "
+            f"{_gib(sum(plan.held[name] for name in ('parameters', 'moving average', 'optimizer')))} a chip)"
+        )
+    if batch_size > shards:
+        found.append(f"smaller batch: --batch {shards} is one sample a data shard (now {batch_size // shards})")
+    if remat != "full":
+        found.append(f"--set remat=full recomputes each layer instead of keeping its activations (now {remat})")
+    larger = [shape for shape in plan.chip.shapes if _chips(shape) > plan.chips]
+    if larger:
+        found.append(f"more chips: --topology {plan.chip.name}:{larger[0]} --mesh fsdp={_chips(larger[0])}")
+    if not found or (remat == "full" and batch_size <= shards):
+        found.append("cut each sample: --mesh with tensor=2 or context=2; or fewer --frames")
+    return found
+
+
+# -- what is asked for ------------------------------------------------------------------------------------------------
+
+
+def find_topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
+    """``v5p:4x4x4`` or ``cpu:8`` -> the chip, and devices to compile for.
+
+    Raises:
+      PlanError: for a chip or a shape that is not known, and where libtpu is missing.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS:
+        near = difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise PlanError(f"topology {name!r}: chip {kind!r} is unknown (has: {', '.join(CHIPS)}){hint}")
+    chip = CHIPS[kind]
+    jax.config.update("jax_platforms", "cpu")  # planning takes no accelerator, not even one that is there
+    if kind == "cpu":
+        return chip, _cpu_devices(name, shape)
+    if shape not in chip.shapes:
+        known, likely = ", ".join(chip.shapes), nearest_shape(shape, chip.shapes)
+        raise PlanError(f"topology {name!r} is unknown ({kind} has: {known}); did you mean {kind}:{likely}?")
+    return chip, _tpu_devices(name)
+
+
+def nearest_shape(shape: str, known: Sequence[str]) -> str:
+    """The known shape with the nearest number of chips."""
+    wanted = _chips(shape) or 1
+    return min(known, key=lambda other: abs(math.log(_chips(other) / wanted)))
+
+
+def _chips(shape: str) -> int:
+    return math.prod(int(size) for size in re.findall(r"\d+", shape))
+
+
+def _cpu_devices(name: str, count: str) -> list[jax.Device]:
+    if not count.isdigit() or int(count) < 1:
+        raise PlanError(f"topology {name!r}: give the number of CPU devices, as cpu:8")
+    try:
+        jax.config.update("jax_num_cpu_devices", int(count))
+    except RuntimeError:  # the backend runs already (a notebook, tests): take from what it has
+        if len(jax.devices("cpu")) < int(count):
+            raise PlanError(f"topology {name!r}: JAX runs with {len(jax.devices('cpu'))} CPU devices") from None
+    return jax.devices("cpu")[: int(count)]
+
+
+def _tpu_devices(name: str) -> Sequence[jax.Device]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise PlanError(f"topology {name!r} needs libtpu: pip install -e '.[tpu]'; or plan for --topology cpu:COUNT")
+    for variable, value in _LIBTPU.items():
+        os.environ.setdefault(variable, value)
+    try:
+        return topologies.get_topology_desc(name, "tpu").devices
+    except jax.errors.JaxRuntimeError as error:
+        raise PlanError(f"topology {name!r}: libtpu refuses it: {error}") from error
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """``data=2,fsdp=4`` -> sizes by axis."""
+    pairs = [part.split("=") for part in text.split(",")]
+    if not all(len(pair) == 2 and re.fullmatch(r"-?\d+", pair[1]) for pair in pairs):
+        raise PlanError(f"mesh {text!r} is not AXIS=SIZE,... (axes: {', '.join(MESH_AXES)}), as data=2,fsdp=32")
+    return {axis: int(size) for axis, size in pairs}
+
+
+def parse_fields(pairs: Sequence[str]) -> dict[str, Any]:
+    """``remat=full num_layers=4`` -> values by field."""
+    fields = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise PlanError(f"--set {pair!r} is not FIELD=VALUE")
+        try:
+            fields[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            fields[name] = text
+    return fields
+
+
+def _batch_size(asked: int | None, mesh: Mesh) -> int:
+    shards = _data_shards(mesh)
+    size = shards if asked is None else asked
+    if size < 1 or size % shards:
+        near = max(1, round(size / shards)) * shards
+        raise PlanError(f"--batch {size} does not divide by data x fsdp = {shards}; set --batch {near}")
+    return size
+
+
+def _data_shards(mesh: Mesh) -> int:
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+# -- what is printed --------------------------------------------------------------------------------------------------
+
+
+def report(plan: Plan) -> None:
+    """Three tables on standard output: memory, work, time."""
+    console.table(f"Memory of a chip ({plan.chip.name})", ("what", "GiB", "share of HBM"), _memory_rows(plan))
+    console.table("Work of a step", ("what", "a chip", "how"), _work_rows(plan))
+    console.table("Time of a step at the rates assumed", ("bound", "seconds", "assumed"), _time_rows(plan))
+
+
+def _memory_rows(plan: Plan) -> list[tuple[str, str, str]]:
+    rows = {name: size for name, size in plan.held.items() if size}
+    if plan.memory:
+        rows["temporaries at the peak"] = plan.memory.temporaries
+    rows["peak"] = plan.needed
+    limit = plan.available
+    shares = {name: "" if limit is None else f"{size / limit:.1%}" for name, size in rows.items()}
+    return [(name, f"{size / GIB:.3f}", shares[name]) for name, size in rows.items()]
+
+
+def _work_rows(plan: Plan) -> list[tuple[str, str, str]]:
+    loops = f"; {plan.flops.unbounded_loops} while loops count one turn" if plan.flops.unbounded_loops else ""
+    rows = [("FLOPs", f"{plan.flops.total / plan.chips / 1e12:.3f} T", f"{plan.flops.total:.3e} on all chips{loops}")]
+    if plan.traffic is None:
+        return [*rows, ("collectives", "", "unknown: the program was refused")]
+    for kind in KINDS:
+        if kind in plan.traffic.kinds:
+            found = plan.traffic.kinds[kind]
+            rows.append((kind, f"{_gib(found.sent)} sent", f"{found.count} times, payload {_gib(found.payload)}"))
+    if plan.traffic.unknown_loops:
+        turns = "each counts one turn: bytes are a floor"
+        rows.append(("loops of unknown length", str(plan.traffic.unknown_loops), turns))
+    return rows
+
+
+def _time_rows(plan: Plan) -> list[tuple[str, str, str]]:
+    seconds, chip = plan.roofline(), plan.chip
+    assumed = {
+        "compute": _rate(chip.flops, 1e12, "TFLOP/s in bf16"),
+        "collectives": _rate(chip.ici_bandwidth, 1e9, "GB/s out of a chip, on all links"),
+        "hbm": _rate(chip.hbm_bandwidth, 1e9, "GB/s; a floor: arguments read and outputs written once"),
+        "step": "the largest: all overlapped",
+        "in_turn": "the sum: nothing overlapped",
+    }
+    return [(name, "" if value is None else f"{value:.4f}", assumed[name]) for name, value in seconds.items()]
+
+
+def _request(args: argparse.Namespace, spec: Spec, mesh: Mesh, batch_size: int) -> dict[str, Any]:
+    asked = {"spec": args.spec, "size": args.size, "set": args.set, "topology": args.topology}
+    return {**asked, "mesh": dict(mesh.shape), "batch": batch_size, "model": spec.name}
+
+
+def _mesh_text(mesh: Mesh) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+
+
+def _rate(value: float | None, unit: float, text: str) -> str:
+    return "no rate assumed" if value is None else f"{value / unit:g} {text}"
+
+
+def _ratio(amount: float | None, rate: float | None) -> float | None:
+    return None if amount is None or rate is None else amount / rate
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.3f} GiB" if size >= GIB / 100 else f"{size / 2**20:.3f} MiB"

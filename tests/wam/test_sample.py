@@ -1,0 +1,244 @@
+"""Sampling: exact with an oracle, the same with and without caches, and only what is needed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax.objectives.flow_matching import known_from_batch
+from wam_jax.policy import present
+from wam_jax.wam.history import empty_history, generate, observe
+from wam_jax.wam.layout import Layout
+from wam_jax.wam.model import Known, Noisy, WorldActionModel
+from wam_jax.wam.sample import level_table, needed_moves, sample
+from wam_jax.wam.spec import Mode, Move, Stage
+
+
+def oracle(data):
+    """A ``predict`` that knows the data x, so its velocity is exact: ε - x = (x_t - x) / t."""
+
+    def predict(self, context, groups, known, noisy, streams):
+        found = {}
+        for name in streams:
+            state, clean = noisy[name], data[name][:, None]
+            level = state.level.reshape(*state.level.shape, *[1] * (clean.ndim - 3))
+            predicted = self.spec.stream(name).role == "predicted"
+            found[name] = clean if predicted else (state.values - clean) / level
+        return found
+
+    return predict
+
+
+def now(model, batch) -> Known:
+    return present(model, jnp.asarray(batch.latents[:, 0]), jnp.asarray(batch.proprio[:, 0]), batch)
+
+
+def bound(tiny, name, **changes):
+    definition = tiny.define(name, **changes)
+    return definition.bind(tiny.params(definition))
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("name", ["fast_wam", "x_wam", "unipi", "mimic_video"])
+def test_the_oracle_samples_the_data_whatever_the_schedule(tiny, batch, name, solver, monkeypatch):
+    model = bound(tiny, name)
+    data = {
+        "video": jnp.asarray(batch.latents[:, 1:]),
+        "features": jnp.asarray(batch.latents[:, 1:]),
+        "depth": jnp.asarray(batch.streams["depth"].values[:, 1:]),
+        "action": jnp.asarray(batch.actions),
+    }
+    monkeypatch.setattr(WorldActionModel, "predict", oracle(data))
+    mode = model.spec.mode("policy")
+    # Heun looks at the end of its last step, where an oracle divides by zero: stop just before.
+    stages = tuple(dataclasses.replace(s, solver=solver, steps=min(s.steps, 8)) for s in mode.stages)
+    if solver == "heun":
+        stages = tuple(
+            dataclasses.replace(s, moves=tuple(dataclasses.replace(m, to=max(m.to, 1e-3)) for m in s.moves))
+            for s in stages
+        )
+        if name in ("unipi",):
+            pytest.skip("reads a finished video")
+    model.spec = dataclasses.replace(model.spec, modes=(dataclasses.replace(mode, stages=stages),))
+    found = sample(model, now(model, batch), jax.random.key(0), want=("action",))
+    np.testing.assert_allclose(found["action"], batch.actions, atol=1e-2 if solver == "heun" else 1e-4)
+
+
+# One of each way to cache: a prefix, a held pass at fixed noise, a finished video, queries, a partly denoised video.
+@pytest.mark.parametrize("name", ["fast_wam", "agra", "fast_wam_idm", "uva", "mimic_video", "motus"])
+def test_cached_sampling_equals_uncached(tiny, batch, name, monkeypatch):
+    model = bound(tiny, name, registers=2) if name == "motus" else bound(tiny, name)
+
+    def run():
+        return jax.jit(lambda known: sample(model, known, jax.random.key(3), steps=2))(now(model, batch))
+
+    cached = run()
+    monkeypatch.setattr(Layout, "constant", lambda self, groups, moving: ())
+    for stream, values in run().items():
+        np.testing.assert_allclose(cached[stream], values, atol=2e-4, rtol=1e-4, err_msg=stream)
+
+
+def test_what_is_constant_runs_once(tiny, batch, monkeypatch):
+    model, ran = bound(tiny, "agra"), []
+    run = WorldActionModel._run
+
+    def spy(self, context, groups, *rest, **options):
+        ran.append(sorted({g.stream for g in groups}))
+        return run(self, context, groups, *rest, **options)
+
+    monkeypatch.setattr(WorldActionModel, "_run", spy)
+    sample(model, now(model, batch), jax.random.key(0), want=("action",))
+    # The present and the pass at noise 1 once; then the action steps, which are one traced scan, see only their own.
+    assert ran == [["features", "state", "video"], ["action"]]
+
+
+def test_dropping_the_future_changes_actions_by_nothing(tiny, batch):
+    """GigaWorld-Policy: exactly nothing if the future is another; rounding, from other matrix shapes, if it is absent."""
+    model = bound(tiny, "gigaworld_policy")
+    known, key = now(model, batch), jax.random.key(0)
+    alone = sample(model, known, key, "policy", want=("action",), steps=3)["action"]
+    beside = sample(model, known, key, "joint", steps=3)
+    assert set(beside) == {"action", "video"}
+    np.testing.assert_allclose(alone, beside["action"], rtol=1e-5, atol=1e-5)
+    run = jax.jit(lambda noise: model.predict(model.begin(known), groups, known, {**states, "video": noise}, names))
+    names = ("action", "video")
+    groups = model.layout.needed(names)
+    shapes = {n: (8, 1, *model.layout.future_shape(model.spec.stream(n))) for n in names}
+    states = {
+        n: Noisy(values=jax.random.normal(key, shape), level=jnp.full((8, 1, 1), 0.5)) for n, shape in shapes.items()
+    }
+    other = Noisy(values=-states["video"].values, level=states["video"].level)
+    one, another = run(states["video"]), run(other)
+    np.testing.assert_array_equal(one["action"], another["action"])
+    assert np.abs(one["video"] - another["video"]).max() > 1e-2
+
+
+def test_only_moves_that_matter_are_kept(tiny):
+    model = bound(tiny, "x_wam")
+    plan = model.spec.mode("policy")
+    (first,) = needed_moves(model, plan, ("action",))
+    assert [move.stream for move in first.moves] == ["video", "action"]
+    assert [[m.stream for m in s.moves] for s in needed_moves(model, plan, ("depth",))] == [
+        ["video", "action"],
+        ["video", "depth"],
+    ]
+    fast = bound(tiny, "fast_wam")
+    assert [[m.stream for m in s.moves] for s in needed_moves(fast, fast.spec.mode("policy"), ("action",))] == [
+        ["action"]
+    ]
+
+
+def test_level_tables():
+    np.testing.assert_allclose(level_table(Move("a"), 1.0, 4), [1, 0.75, 0.5, 0.25, 0])
+    np.testing.assert_allclose(level_table(Move("a", to=0.8), 1.0, 2), [1, 0.9, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(level_table(Move("a", steps=2), 1.0, 4), [1, 1, 0.5, 0.5, 0])  # waits between its steps
+    np.testing.assert_allclose(level_table(Move("a", shift=5.0), 1.0, 2), [1, 5 * 0.5 / 3, 0], rtol=1e-6)
+    again = level_table(Move("a", shift=5.0), level_table(Move("a", shift=5.0), 1.0, 2)[1], 1)
+    np.testing.assert_allclose(again, [5 * 0.5 / 3, 0], rtol=1e-6)
+    with pytest.raises(ValueError, match="stream 'a' has 9 steps in a stage of 4; raise the stage's steps"):
+        level_table(Move("a", steps=9), 1.0, 4)
+
+
+def test_guidance_of_one_changes_nothing_and_more_does(tiny, batch):
+    model = bound(tiny, "fast_wam")
+
+    def action(guidance: float):
+        stages = (Stage(moves=(Move("action", guidance=guidance),), steps=2),)
+        model.spec = dataclasses.replace(model.spec, modes=(Mode(name="policy", stages=stages),))
+        return sample(model, now(model, batch), jax.random.key(0))["action"]
+
+    plain = action(1.0)
+    assert np.abs(action(2.0) - plain).max() > 1e-3
+    np.testing.assert_allclose(action(1.0 + 1e-6), plain, atol=1e-3)
+
+
+def test_given_streams_are_used_and_asked_for(tiny, batch):
+    model = bound(tiny, "uwm", registers=2)
+    known, key = now(model, batch), jax.random.key(0)
+
+    def video(actions):
+        return sample(model, known, key, "world_model", given={"action": actions}, steps=2)["video"]
+
+    actions = jnp.asarray(batch.actions)
+    assert np.abs(video(actions) - video(actions + 1)).max() > 1e-3
+    with pytest.raises(ValueError, match=r"uwm: mode 'world_model' is given \['action'\], got \[\]"):
+        sample(model, known, key, "world_model")
+
+
+def test_a_mode_that_lacks_a_stream_says_so(tiny, batch):
+    model = bound(tiny, "uwm", registers=2)
+    model.spec = dataclasses.replace(model.spec, modes=(Mode(name="policy", stages=(Stage(moves=(Move("action"),)),)),))
+    with pytest.raises(ValueError, match="uwm: mode 'policy' depends on 'video'; move it, give it, or name it missing"):
+        sample(model, now(model, batch), jax.random.key(0))
+    idm = bound(tiny, "fast_wam_idm")
+    idm.spec = dataclasses.replace(idm.spec, modes=(Mode(name="policy", stages=(Stage(moves=(Move("action"),)),)),))
+    with pytest.raises(ValueError, match="mode 'policy' reads the imagined 'video'; give it, or move it to 0"):
+        sample(idm, now(idm, batch), jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ["dreamzero", "lingbot_va", "repwam"])
+def test_rolling_cache_equals_the_whole_window(tiny, batch, name):
+    """After two real observations, a block is predicted as teacher forcing predicts it with the window in full view."""
+    model = bound(tiny, name)
+    batch = dataclasses.replace(
+        batch,
+        image_mask=np.ones_like(batch.image_mask),
+        action_mask=np.ones_like(batch.action_mask),
+        proprio_mask=np.ones_like(batch.proprio_mask),
+    )
+    window = known_from_batch(model, batch, jnp.asarray(batch.latents))
+    rng = np.random.default_rng(4)
+    future = {
+        s.name: rng.normal(size=(8, 1, *model.layout.future_shape(s))).astype(np.float32)
+        for s in model.spec.streams
+        if s.role == "denoised"
+    }
+    level = jnp.full((8, 1, 1), 0.6)
+
+    def at(step: int) -> Known:
+        return present(model, window.values["video"][:, step], window.proprio[:, step], batch)
+
+    names = [n for n in model.spec.generated if n != "action" or name != "lingbot_va"]  # its actions wait for the video
+
+    @jax.jit
+    def run():
+        noisy = {n: Noisy(values=jnp.asarray(v), level=level) for n, v in future.items()}
+        groups = [g for g in model.layout.needed(names, 2)]
+        whole = model.predict(model.begin(window), groups, window, noisy, names)
+        history, _ = observe(model, empty_history(model, at(0)), at(0), None)
+        history, context = observe(model, history, at(1), window.values["action"][:, :2])
+        late = {n: Noisy(values=jnp.asarray(v)[:, :, v.shape[2] // 2 :], level=level) for n, v in future.items()}
+        new = [g for g in model.layout.needed(names, 1) if not g.clean]
+        return whole, model.predict(context, new, at(1), late, names)
+
+    whole, rolled = run()
+    for stream in names:
+        expected = whole[stream]
+        np.testing.assert_allclose(rolled[stream], expected, atol=2e-4, rtol=1e-3, err_msg=stream)
+
+
+def test_history_forgets_what_leaves_its_window(tiny, batch):
+    model = bound(tiny, "dreamzero", history=2)
+
+    def act(first: float):
+        known = now(model, batch)
+        past = dataclasses.replace(known, values={**known.values, "video": known.values["video"] + first})
+        history = empty_history(model, known)
+        for step in (past, known, known):
+            history, context = observe(model, history, step, jnp.zeros((8, 2, 4)))
+        return sample(model, known, jax.random.key(0), steps=2, context=context)["action"], history
+
+    # What was seen three blocks ago reaches the present only through the blocks that saw it.
+    (one, history), (other, _) = act(0.0), act(1.0)
+    assert float(history.time) == 4.0
+    assert len(history.cache.groups) == 2 * len({g.stream for g in history.cache.groups})
+    assert np.abs(one - other).max() < np.abs(one).max()
+
+
+def test_generate_goes_on_block_after_block(tiny, batch):
+    model = bound(tiny, "repwam")
+    found = jax.jit(lambda known: generate(model, known, jax.random.key(0)))(now(model, batch))
+    assert found["video"].shape == batch.latents[:, 1:].shape
+    assert found["action"].shape == batch.actions.shape

@@ -1,0 +1,155 @@
+"""A rolling key-value cache: what really happened, block after block, for models that are causal in time.
+
+A block that was only predicted may stand in the cache (imagining several blocks); once the robot has acted, real
+observations and executed actions take its place (LingBot-VA).
+"""
+
+import dataclasses
+from collections.abc import Collection
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from wam_jax.wam.model import Context, Known, WorldActionModel
+from wam_jax.wam.sample import Values, sample
+from wam_jax.wam.trunk import Cache, Entry
+from wam_jax.wam.visibility import Group
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class History:
+    """The newest block last; all blocks are numbered up to 0 (now).
+
+    Attributes:
+      cache: ``spec.history`` blocks of the same groups; slots not filled yet are marked absent.
+      time: control step of now.
+      started: whether there is a block at all.
+    """
+
+    cache: Cache
+    time: Float[Array, ""]
+    started: Bool[Array, ""]
+
+
+def entry_groups(model: WorldActionModel) -> tuple[Group, ...]:
+    """The groups of one block that later blocks see, numbered as block 1."""
+    layout = model.layout
+    if layout.frames_per_block != 1:
+        raise ValueError(
+            f"{model.spec.name}: acting with a history needs one frame a block, has {layout.frames_per_block}; "
+            "set chunk_frames=1"
+        )
+    later = [g for g in layout.needed(model.spec.generated, 2) if g.clean and g.block == 1]
+    return tuple(later)
+
+
+def empty_history(model: WorldActionModel, known: Known) -> History:
+    """No past; ``known`` only gives the shapes."""
+    blank = jax.eval_shape(
+        lambda k: _run_block(model, model.begin(k, jnp.zeros(())), k, 1), _as_block(model, known, None)
+    )
+    entries = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank.entries)
+    absent = tuple(dataclasses.replace(entry, present=jnp.zeros((), bool)) for entry in entries)
+    slots = [_numbered(Cache(blank.groups, absent), -age) for age in reversed(range(model.spec.history))]
+    return History(sum(slots, Cache()), jnp.zeros(()), jnp.zeros((), bool))
+
+
+def observe(
+    model: WorldActionModel, history: History, known: Known, executed: Float[Array, "B k A"] | None
+) -> tuple[History, Context]:
+    """Adds the present block: ``known``'s frame and state, and the actions that led to them (none at the start).
+
+    Returns:
+      the history, and the context for predicting the next block.
+    """
+    block = _as_block(model, known, executed)
+    step = float(model.interface.frame_steps[1])
+
+    def first(history: History) -> History:
+        context = model.begin(known, jnp.zeros(()))
+        groups = tuple(g for g in model.layout.needed(model.spec.generated, 1) if g.clean and g.block == 0)
+        cache = model.extend(context, groups, known).cache
+        return History(_with_first(model, history.cache, cache), jnp.zeros(()), jnp.ones((), bool))
+
+    def further(history: History) -> History:
+        context = dataclasses.replace(model.begin(block, history.time), cache=history.cache)
+        return History(
+            _shifted(model, history.cache, _run_block(model, context, block, 1)), history.time + step, history.started
+        )
+
+    history = jax.lax.cond(history.started, further, first, history)
+    context = dataclasses.replace(model.begin(known, history.time), cache=history.cache)
+    return history, context
+
+
+def generate(
+    model: WorldActionModel, known: Known, key: jax.Array, mode: str = "policy", want: Collection[str] | None = None
+) -> Values:
+    """``sample`` over the whole window: a causal spec goes on block after block, taking what it predicted as real.
+
+    The state stays that of the start, for what it will be is not known.
+    """
+    if not model.layout.autoregressive:
+        return sample(model, known, key, mode, want=want)
+    history, executed, parts = empty_history(model, known), None, []
+    acting = [stream.name for stream in model.spec.streams if stream.kind == "action"]
+    for block in range(model.layout.num_blocks):
+        history, context = observe(model, history, known, executed)
+        found = sample(model, known, jax.random.fold_in(key, block), mode, context=context)
+        parts.append(found)
+        executed = next((found[name] for name in acting if name in found), None)
+        values = {n: found[n][:, -1:] if n in found else data for n, data in known.values.items() if n not in acting}
+        known = dataclasses.replace(known, values={**known.values, **values})
+    names = parts[0] if want is None else want
+    return {name: jnp.concatenate([part[name] for part in parts], 1) for name in names}
+
+
+def _run_block(model: WorldActionModel, context: Context, known: Known, block: int) -> Cache:
+    """Keys and values of one block's clean groups, which also see the history."""
+    groups = entry_groups(model)
+    assert all(group.block == block for group in groups)
+    history = context.cache
+    cache = model.extend(context, groups, known).cache
+    added = len(history.groups)
+    return Cache(cache.groups[added:], cache.entries[added:])
+
+
+def _as_block(model: WorldActionModel, known: Known, executed: Array | None) -> Known:
+    """The present as the data of block 1: a window whose first frame is not looked at."""
+    values, acting = {}, [s for s in model.spec.streams if s.kind == "action"]
+    for name, data in known.values.items():
+        values[name] = jnp.concatenate([data[:, :1], data[:, :1]], 1)
+    for stream in acting:
+        if executed is None:
+            k, a = model.layout.actions_per_block, model.interface.action_size
+            executed = jnp.zeros((len(known.embodiment), k, a))
+        values[stream.name] = executed
+    return dataclasses.replace(known, values=values, present={})
+
+
+def _with_first(model: WorldActionModel, blank: Cache, first: Cache) -> Cache:
+    """``first`` as the newest block of an empty history; groups that a first block lacks stay absent."""
+    entries = list(blank.entries)
+    for group, entry in zip(first.groups, first.entries, strict=True):
+        if group not in blank.groups:
+            continue
+        place = blank.groups.index(group)
+        entries[place] = jax.tree.map(lambda new, old: new.astype(old.dtype), _present(entry), entries[place])
+    return Cache(blank.groups, tuple(entries))
+
+
+def _shifted(model: WorldActionModel, old: Cache, new: Cache) -> Cache:
+    """The oldest block leaves, ``new`` (block 1) becomes now."""
+    size = len(new.groups)
+    entries = (*old.entries[size:], *(_present(entry) for entry in new.entries))
+    return Cache(old.groups, tuple(entries))
+
+
+def _present(entry: Entry) -> Entry:
+    return dataclasses.replace(entry, present=jnp.ones((), bool))
+
+
+def _numbered(cache: Cache, block: int) -> Cache:
+    return Cache(tuple(dataclasses.replace(group, block=block) for group in cache.groups), cache.entries)

@@ -1,0 +1,39 @@
+from wam_jax.wam.noise import Fixed, StreamNoise
+from wam_jax.wam.spec import Bridge, Spec, Stream
+from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED, sees
+from wam_jax.zoo.common import action, action_expert, state, together, video, video_expert
+from wam_jax.zoo.registry import system
+from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, DEBUG, Size
+
+
+def features(noise, name: str = "features") -> Stream:
+    """A second pass over the same video, for what it makes actions see; not trained by itself."""
+    return Stream(
+        name=name, kind="video", expert="video", data_of="video", noise=StreamNoise(distribution=noise), loss_weight=0.0
+    )
+
+
+@system({"debug": DEBUG, "2b": COSMOS_2B}, {"2b": COSMOS})
+def agra(size: Size, *, shared_pass: bool = False) -> Spec:
+    """AGRA's base: an action transformer reads layers of a video transformer, from a pass of its own at pure noise.
+
+    arXiv 2606.12217. Kept: taps at ℓ_j = round(j (M - 1) / (N - 1)) through a linear projection each, features from a
+    separate pass at noise 1 given the present, the same in training and inference; one video pass and four action
+    steps. ``shared_pass`` reads the denoising pass instead. The alignment itself is an objective, not a spec. Differs:
+    flow matching's time scale; widths of the action transformer are not published.
+    """
+    source = "video" if shared_pass else "features"
+    return Spec(
+        name="agra",
+        experts=(
+            video_expert(size),
+            action_expert(size, layers=size.action_layers, bridge=Bridge(source="video")),
+        ),
+        streams=(video(), *(() if shared_pass else (features(Fixed(1.0)),)), state("action"), action()),
+        visibility=FIRST_FRAME_CAUSAL & (ISOLATED | sees("action", source)),
+        modes=(
+            together("policy", "action", steps=4, missing=(source,)),
+            together("video", "video"),
+        ),
+        **size.trunk(),
+    )

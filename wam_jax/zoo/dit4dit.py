@@ -1,0 +1,37 @@
+import dataclasses
+
+from wam_jax.wam.noise import Beta, LogitNormal
+from wam_jax.wam.spec import Bridge, Spec
+from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED, sees
+from wam_jax.zoo.agra import features
+from wam_jax.zoo.common import action, action_expert, state, together, video, video_expert
+from wam_jax.zoo.registry import system
+from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, DEBUG, Size
+
+
+@system(
+    {"debug": DEBUG, "2b": dataclasses.replace(COSMOS_2B, action=768, action_ffn=3072, action_layers=16)},
+    {"2b": COSMOS},
+)
+def dit4dit(size: Size, *, tap: int | None = None) -> Spec:
+    """DiT4DiT: an action transformer reads one layer of a video transformer, after a single step of it.
+
+    arXiv 2603.10448. Kept: every action layer reads the same, detached layer (17 of 28), from a pass of its own near
+    pure noise; action noise Beta(1.5, 1), four steps. Differs: each action layer has self- and cross-attention (there
+    they alternate); feature pass at the video's own logit-normal level in training and at 1 at test time.
+    """
+    layer = tap if tap is not None else round(17 / 28 * size.layers)
+    bridge = Bridge(source="video", layers=min(layer, size.layers - 1), detach=True)
+    return Spec(
+        name="dit4dit",
+        experts=(video_expert(size), action_expert(size, layers=size.action_layers, bridge=bridge)),
+        streams=(
+            video(noise=LogitNormal()),
+            features(LogitNormal(mean=1.0)),
+            state("action"),
+            action(noise=Beta(1.5, 1.0)),
+        ),
+        visibility=FIRST_FRAME_CAUSAL & (ISOLATED | sees("action", "features")),
+        modes=(together("policy", "action", steps=4, missing=("features",)), together("video", "video")),
+        **size.trunk(),
+    )

@@ -1,0 +1,32 @@
+import dataclasses
+
+from wam_jax.wam.noise import Coupled, Independent, Shifted, Uniform
+from wam_jax.wam.spec import Spec
+from wam_jax.wam.visibility import CROSS, FIRST_FRAME_CAUSAL
+from wam_jax.zoo.common import action, action_expert, state, together, unified_expert, video
+from wam_jax.zoo.registry import system
+from wam_jax.zoo.sizes import DEBUG, WAN22, WAN_5B, Size
+
+
+@system({"debug": DEBUG, "5b": WAN_5B}, {"5b": dataclasses.replace(WAN22, action_horizon=48, action_size=16)})
+def gigaworld_policy(size: Size, *, mixture: bool = False) -> Spec:
+    """GigaWorld-Policy: actions never see the imagined future, so at test time it is dropped exactly.
+
+    arXiv 2603.17240, and 2607.13960 for ``mixture`` (version 0.5: own action expert, shifts 2 and 5 drawn apart). Kept:
+    one expert and one noise level with shift 5, per-embodiment maps, state and present see only each other, actions see
+    them, the future sees all. Differs: linear maps instead of three-layer ones.
+    """
+    experts = (unified_expert(size),) if not mixture else (unified_expert(size), action_expert(size))
+    return Spec(
+        name="gigaworld_policy",
+        experts=experts,
+        streams=(
+            video("all", Shifted(Uniform(), 2.0 if mixture else 5.0)),
+            state("all", per_embodiment=True),
+            action(experts[-1].name, Shifted(Uniform(), 5.0), per_embodiment=True),
+        ),
+        visibility=FIRST_FRAME_CAUSAL & CROSS["video_sees_action"],
+        noise=Independent() if mixture else Coupled(),
+        modes=(together("policy", "action"), together("joint", "video", "action")),
+        **size.trunk(),
+    )

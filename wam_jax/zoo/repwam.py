@@ -1,0 +1,51 @@
+import dataclasses
+
+from wam_jax.wam.noise import Coupled
+from wam_jax.wam.spec import Interface, Move, Spec
+from wam_jax.wam.visibility import CHUNK_CAUSAL, window
+from wam_jax.zoo.common import action, action_expert, together, video, video_expert
+from wam_jax.zoo.registry import system
+from wam_jax.zoo.sizes import DEBUG, WAN_1_3B, WAN_5B, Size
+
+# 256 x 256 pixels in 16 x 16 patches of 96 channels (RepViTok), one token a latent.
+REPVITOK = Interface(
+    latent_shape=(16, 16, 96), cameras=1, frame_steps=(0, 4, 8, 12, 16), action_horizon=16, action_size=14,
+    proprio_size=14, text_width=4096, text_tokens=512,
+)  # fmt: skip
+
+
+@system(
+    {
+        "debug": DEBUG,
+        "1.3b": dataclasses.replace(WAN_1_3B, patch_size=1),
+        "5b": dataclasses.replace(WAN_5B, patch_size=1),
+    },
+    {"1.3b": REPVITOK, "5b": REPVITOK},
+)
+def repwam(size: Size, *, latent_actions: bool = False, action_ffn: int | None = None, history: int = 3) -> Spec:
+    """RepWAM: one attention for video and actions, feed-forwards of their own, chunk after chunk.
+
+    arXiv 2606.13674. Kept: attention shared and feed-forward own in every block, teacher forcing on clean past chunks,
+    one noise level for both, uniform, five video and ten action steps, a window; ``latent_actions`` is its first
+    stage. Differs: flow time runs from data to noise (the paper's α is 1 - t); chunks of one frame by default.
+
+    Args:
+      action_ffn: feed-forward width of the action expert. The paper gives "h_a = 768, about +350M" and does not say
+        of which dimension; the default is 2.5 widths, which comes to that.
+    """
+    ffn = action_ffn or int(2.5 * size.video)
+    acting = action(name="latent_action", kind="latent_action") if latent_actions else action()
+    return Spec(
+        name="repwam",
+        experts=(
+            video_expert(size),
+            action_expert(size, width=size.video, ffn_width=ffn, attention_of="video"),
+        ),
+        streams=(video(), acting),
+        visibility=CHUNK_CAUSAL & window(max(history, 1)),
+        noise=Coupled(),
+        chunk_frames=1,
+        history=history,
+        modes=(together("policy", Move("video", steps=5), Move(acting.name, steps=10), steps=10),),
+        **size.trunk(),
+    )

@@ -1,0 +1,34 @@
+from wam_jax.wam.spec import Spec, Stream
+from wam_jax.wam.visibility import BIDIRECTIONAL
+from wam_jax.zoo.common import action, modes_by_noise, state, unified_expert, video
+from wam_jax.zoo.registry import system
+from wam_jax.zoo.sizes import COSMOS, DEBUG, Size
+
+BASE = Size(
+    layers=12, heads=12, head_dim=64, video=768, video_ffn=3072, action=768, action_ffn=3072, action_layers=12,
+    conditions=("text", "state"),
+)  # fmt: skip
+
+
+@system({"debug": DEBUG, "base": BASE}, {"base": COSMOS})
+def uwm(size: Size, *, registers: int = 8) -> Spec:
+    """Unified World Models: one transformer, video and actions at independent noise, used by choice of noise.
+
+    arXiv 2504.02792. Kept: one expert, both noise levels in adaLN, registers, full attention, uniform independent
+    levels, a missing modality as pure noise, all five uses. Differs: flow matching instead of DDPM; the present enters
+    as tokens instead of through adaLN; proprioception conditions adaLN.
+    """
+    expert = unified_expert(size)
+    return Spec(
+        name="uwm",
+        experts=(unified_expert(size, conditions=(*expert.conditions, "levels")),),
+        streams=(
+            video("all"),
+            state("all"),
+            action("all"),
+            Stream(name="register", kind="register", expert="all", role="context", tokens=registers),
+        ),
+        visibility=BIDIRECTIONAL,
+        modes=modes_by_noise(),
+        **size.trunk(),
+    )
