@@ -16,6 +16,7 @@ import math
 import os
 import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -314,7 +315,9 @@ def plan_step(step: Any, state: TrainState, frozen: Any, batch: Any, chip: Chip,
     began = time.monotonic()
     refusal = compiled = None
     try:
-        compiled = step.lower(state, frozen, batch).compile()
+        with warnings.catch_warnings():  # a compile cache, where one is on, cannot load a program for absent devices
+            warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
+            compiled = step.lower(state, frozen, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         refusal = out_of_memory(error)
         if refusal is None:

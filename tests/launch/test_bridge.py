@@ -21,8 +21,8 @@ def test_bridge_trains_and_reports_that_it_is_small(tmp_path, monkeypatch):
         "train", "--config", str(ROOT / "configs" / "bridge.py"), "--workdir", str(tmp_path / "run"),
         f"--config.data.datasets=('{BRIDGE}',)",
         "--config.platform=cpu", "--config.tokenizer.optimizer.steps=3",
-        "--config.train.optimizer.steps=3", "--config.train.batch_size=8", "--config.tokenizer.batch_size=8",
-        "--config.tokenizer.sizes.width=32", "--config.model.sizes.num_layers=1", "--config.model.sizes.video_width=64",
+        "--config.train.optimizer.steps=3", "--config.train.batch_size=32", "--config.tokenizer.batch_size=8",
+        "--config.tokenizer.sizes.width=32", "--config.model.options.layers=1", "--config.model.options.video=64",
         "--config.train.validation_windows=16", "--config.train.log_every=1",
     ]  # fmt: skip
     assert main(arguments) == 0

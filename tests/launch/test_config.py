@@ -11,7 +11,7 @@ def get_config():
     return ConfigDict({
         "seed": 0, "rate": 0.5, "platform": "auto", "fast": False,
         "data": {"cameras": ("front", "wrist"), "frame_steps": (0, 8)},
-        "model": {"name": "joint_mot", "sizes": {"unroll": 3}},
+        "model": {"name": "fast_wam", "options": {"unroll": 3}},
     })
 """
 
@@ -35,9 +35,9 @@ def path(tmp_path) -> str:
         ("data.frame_steps=(0,4,8)", "data.frame_steps", (0, 4, 8)),
         ("data.frame_steps=[0,4]", "data.frame_steps", (0, 4)),
         ("data.cameras=('front',)", "data.cameras", ("front",)),
-        ("model.sizes.unroll=1", "model.sizes.unroll", 1),
-        ("model.sizes.coupling=mutual", "model.sizes.coupling", "mutual"),
-        ("model.sizes.num_layers=12", "model.sizes.num_layers", 12),
+        ("model.options.unroll=1", "model.options.unroll", 1),
+        ("model.options.coupling=mutual", "model.options.coupling", "mutual"),
+        ("model.options.layers=12", "model.options.layers", 12),
     ],
 )
 @pytest.mark.parametrize("form", ["equals", "space"])

@@ -28,7 +28,7 @@ LAYERS, WIDTH, TOKENS = 4, 64, 16
 BATCH = 8
 GIB = 2**30
 INTERFACE = Interface(
-    latent_shape=(4, 4, 2), cameras=1, frame_steps=(0, 4, 8), action_horizon=4, action_size=3, proprio_size=3,
+    latent_shape=(4, 4, 2), cameras=1, frame_steps=(0, 4, 8), action_horizon=8, action_size=3, proprio_size=3,
     text_width=8, text_tokens=4,
 )  # fmt: skip
 TINY = make_spec("fast_wam", layers=2, heads=4, head_dim=8, video=32, video_ffn=64, action=16, action_ffn=32, unroll=1)

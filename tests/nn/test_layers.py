@@ -99,9 +99,10 @@ def test_conditioning_depends_on_its_conditions_and_on_no_other():
     module = define(lambda rngs: Conditioning(8, {"text": 3}, rngs))
     conditioning = module.bind(module.init(jax.random.key(0)))
     level = jnp.array([[0.2, 0.7]])
-    text, other = jnp.ones((1, 3)), jnp.ones((1, 5))
-    base = conditioning(level, {"text": text, "state": other})
+    text, other = jnp.ones((1, 1, 3)), jnp.ones((1, 1, 5))
+    base, embedded = conditioning(level, {"text": text, "state": other})
     assert base.shape == (1, 2, 6, 8)
-    np.testing.assert_array_equal(base, conditioning(level, {"text": text, "state": -other}))
-    assert np.abs(base - conditioning(level, {"text": -text, "state": other})).max() > 1e-3
+    assert embedded.shape == (1, 2, 8)
+    np.testing.assert_array_equal(base, conditioning(level, {"text": text, "state": -other})[0])
+    assert np.abs(base - conditioning(level, {"text": -text, "state": other})[0]).max() > 1e-3
     assert np.abs(base[:, 0] - base[:, 1]).max() > 1e-3

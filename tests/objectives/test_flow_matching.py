@@ -1,4 +1,4 @@
-"""Flow matching in closed form: an oracle has no loss and samples the data; masks and shares do what they say."""
+"""Flow matching in closed form: an oracle has no loss; masks, shares, weights and distributions do what they say."""
 
 import dataclasses
 
@@ -9,80 +9,136 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wam_jax.objectives.flow_matching import flow_matching_loss, masked_mean
-from wam_jax.wam.model import Prefix
-from wam_jax.wam.noise import LogitNormal, Uniform, interpolate
-from wam_jax.wam.sample import sample
-from wam_jax.wam.trunk import Cache
-
-
-class Oracle:
-    """Knows the data x, so its velocity is exact: ε - x = (x_t - x) / t. ``error`` is added to it."""
-
-    def __init__(self, spec, interface, batch, error: float = 0.0):
-        self.spec, self.interface, self.error = spec, interface, error
-        self.data = {"video": batch.latents[:, 1:], "action": batch.actions * batch.action_mask}
-
-    def prefix(self, latents, proprio, text) -> Prefix:
-        nothing = jnp.zeros((1, latents.shape[0], 0, 1, 1))
-        return Prefix(Cache((), ((nothing, nothing),)), {}, {})
-
-    def velocity(self, prefix, noisy):
-        out = {}
-        for stream, state in noisy.items():
-            data = self.data[stream][: state.level.shape[0], None]
-            level = state.level.reshape(*state.level.shape, *[1] * (data.ndim - 2))
-            out[stream] = (state.values - data) / level + self.error
-        return out
+from wam_jax.objectives.flow_matching import flow_matching_loss, known_from_batch, masked_mean
+from wam_jax.wam.model import WorldActionModel
+from wam_jax.wam.noise import (
+    Asynchronous,
+    Bell,
+    Beta,
+    Coupled,
+    EdmMixture,
+    Fixed,
+    Independent,
+    LogitNormal,
+    Shifted,
+    StreamNoise,
+    Uniform,
+    interpolate,
+    shift,
+)
 
 
 @pytest.fixture
-def oracle(tiny, batch):
-    return lambda **options: Oracle(tiny.spec(), tiny.interface, batch, **options)
+def loss(tiny, batch, monkeypatch):
+    """``loss(name, error, batch, **changes)``: of a model that knows the data, but for ``error``."""
+
+    def run(name="fast_wam", error=0.0, batch=batch, oracle=True, **changes):
+        definition = tiny.define(name, **changes)
+        model = definition.bind(tiny.params(definition))
+        known = known_from_batch(model, batch, jnp.asarray(batch.latents))
+        if oracle:
+            clean = {
+                s.name: model.layout.future(s, known.values[s.name]) for s in model.spec.streams if s.role != "context"
+            }
+
+            def predict(self, context, groups, known, noisy, streams):
+                found = {}
+                for stream in streams:
+                    data = clean[stream][: len(known.embodiment), None]
+                    if stream not in noisy:
+                        found[stream] = data + error
+                        continue
+                    level = noisy[stream].level.reshape(*noisy[stream].level.shape, *[1] * (data.ndim - 3))
+                    found[stream] = (noisy[stream].values - data) / jnp.maximum(level, 1e-6) + error
+                return found
+
+            monkeypatch.setattr(WorldActionModel, "predict", predict)
+            monkeypatch.setattr(WorldActionModel, "extend", lambda self, context, groups, known, noisy=None: context)
+        total, metrics = jax.jit(lambda: flow_matching_loss(model, known, jax.random.key(0)))()
+        return float(total), {key: float(value) for key, value in metrics.items()}
+
+    return run
 
 
-def test_oracle_has_no_loss(oracle, batch):
-    loss, metrics = flow_matching_loss(oracle(), batch, jnp.asarray(batch.latents), jax.random.key(0))
-    assert float(loss) < 1e-8
-    assert set(metrics) == {"loss/video", "loss/action"}
+@pytest.mark.parametrize("name", ["fast_wam", "dreamzero", "x_wam", "agra", "unipi"])
+def test_oracle_has_no_loss(loss, name):
+    total, metrics = loss(name)
+    assert total < 1e-6
+    assert "loss/action" in metrics
 
 
-def test_loss_is_the_weighted_sum_of_squared_velocity_errors(oracle, batch):
-    loss, metrics = flow_matching_loss(oracle(error=0.5), batch, jnp.asarray(batch.latents), jax.random.key(0))
-    errors = {name: float(value) for name, value in metrics.items()}
-    assert errors == {"loss/video": pytest.approx(0.25, rel=1e-3), "loss/action": pytest.approx(0.25, rel=1e-3)}
-    assert float(loss) == pytest.approx(0.25 * (0.3 + 1.0), rel=1e-3)  # video weighs 0.3
+def test_loss_is_the_weighted_sum_of_squared_errors(loss):
+    total, metrics = loss(error=0.5)
+    assert metrics == {"loss/video": pytest.approx(0.25, rel=1e-3), "loss/action": pytest.approx(0.25, rel=1e-3)}
+    assert total == pytest.approx(0.25 * (0.3 + 1.0), rel=1e-3)  # video weighs 0.3
 
 
-@pytest.mark.parametrize("steps", [1, 5])
-def test_euler_with_the_oracle_recovers_the_data(oracle, batch, steps):
-    model = oracle()
-    prefix = model.prefix(batch.latents[:, 0], batch.proprio, batch.text)
-    result = sample(model, prefix, jax.random.key(1), ("action", "video"), steps)
-    for stream, data in model.data.items():
-        np.testing.assert_allclose(result[stream], data, atol=1e-5)
+def test_a_second_pass_over_the_video_is_not_trained(loss):
+    assert set(loss("agra", error=0.5)[1]) == {"loss/video", "loss/action"}
 
 
-def test_what_is_masked_does_not_matter(tiny, batch):
-    definition = tiny.define()
-    params = tiny.params(definition)
-
-    @jax.jit
-    def loss(batch):
-        return flow_matching_loss(definition.bind(params), batch, batch.latents, jax.random.key(0))[0]
-
-    garbage = dataclasses.replace(batch, actions=np.where(batch.action_mask, batch.actions, 99.0).astype(np.float32))
-    zeroed = dataclasses.replace(batch, actions=np.where(batch.action_mask, batch.actions, 0.0).astype(np.float32))
-    assert float(loss(garbage)) == float(loss(zeroed)) == float(loss(batch))
-    kept = dataclasses.replace(batch, actions=np.where(batch.action_mask, 99.0, batch.actions).astype(np.float32))
-    assert float(loss(kept)) != float(loss(batch))
+def test_weighting_is_by_noise_level(loss):
+    _, metrics = loss("fast_wam_joint", error=1.0)  # shifted uniform levels under a bell
+    levels = np.asarray(shift(jnp.linspace(0, 1, 100_001), 5.0))
+    assert metrics["loss/action"] == pytest.approx(np.exp(-2 * (levels - 0.5) ** 2).mean(), rel=0.15)
 
 
-def test_action_free_video_has_no_action_loss(oracle, batch):
+def test_what_is_masked_does_not_matter(loss, batch):
+    def with_hidden(value: float):
+        actions = np.where(batch.action_mask, batch.actions, value).astype(np.float32)
+        latents = np.where(batch.image_mask[..., None, None, None], batch.latents, value).astype(np.float32)
+        return loss(batch=dataclasses.replace(batch, actions=actions, latents=latents), oracle=False)[0]
+
+    assert with_hidden(99.0) == with_hidden(0.0)
+    seen = dataclasses.replace(batch, actions=np.where(batch.action_mask, 99.0, batch.actions).astype(np.float32))
+    assert loss(batch=seen, oracle=False)[0] != with_hidden(0.0)
+
+
+def test_action_free_video_has_no_action_loss_and_pure_noise_for_actions(loss, batch, tiny, monkeypatch):
     video = dataclasses.replace(batch, action_mask=np.zeros_like(batch.action_mask))
-    _, metrics = flow_matching_loss(oracle(error=1.0), video, jnp.asarray(batch.latents), jax.random.key(0))
-    assert float(metrics["loss/action"]) == 0.0
-    assert float(metrics["loss/video"]) > 0.5
+    _, metrics = loss(error=1.0, batch=video)
+    assert metrics["loss/action"] == 0.0
+    assert metrics["loss/video"] > 0.5
+    seen = {}
+    definition = tiny.define("fast_wam_joint")
+    model = definition.bind(tiny.params(definition))
+
+    def spy(self, context, groups, known, noisy, streams):
+        seen.update(noisy)
+        return {name: jnp.zeros_like(noisy[name].values) for name in streams}
+
+    monkeypatch.setattr(WorldActionModel, "predict", spy)
+    monkeypatch.setattr(WorldActionModel, "extend", lambda self, context, groups, known, noisy=None: context)
+    half = dataclasses.replace(batch, action_mask=np.where(np.arange(8)[:, None, None] < 4, False, batch.action_mask))
+    flow_matching_loss(model, known_from_batch(model, half, jnp.asarray(batch.latents)), jax.random.key(0))
+    assert np.all(np.asarray(seen["action"].level[:4]) == 1.0)
+    assert np.all(np.asarray(seen["action"].level[4:]) < 1.0)
+    assert np.all(np.asarray(seen["action"].present[:4]))  # not marked absent: noise, as a mode's missing stream is
+
+
+def test_missing_data_is_named(tiny, batch):
+    model = tiny.define("x_wam").bind(tiny.params(tiny.define("x_wam")))
+    bare = dataclasses.replace(batch, streams={})
+    with pytest.raises(
+        ValueError, match=r"x_wam: stream 'depth' has no data in the batch \(has: video, action, state\)"
+    ):
+        known_from_batch(model, bare, jnp.asarray(batch.latents))
+
+
+def test_text_is_dropped_for_its_share(tiny, batch, monkeypatch):
+    texts = []
+    definition = tiny.define("fast_wam", text_dropout=0.5)
+    model = definition.bind(tiny.params(definition))
+    begin = WorldActionModel.begin
+    monkeypatch.setattr(
+        WorldActionModel, "begin", lambda self, known, time=None: (texts.append(known.text), begin(self, known))[1]
+    )
+    known = known_from_batch(model, batch, jnp.asarray(batch.latents))
+    for seed in range(20):
+        flow_matching_loss(model, known, jax.random.key(seed))
+    dropped = np.array([[not np.any(row) for row in np.asarray(text.features)] for text in texts])
+    assert 0.3 < dropped.mean() < 0.7
+    assert np.all(np.asarray(texts[0].mask).any(1))  # something is left to attend to
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5, width=32), st.booleans()), min_size=1, max_size=12))
@@ -106,16 +162,70 @@ def test_interpolation_runs_from_data_to_noise_along_the_velocity():
 
 
 @pytest.mark.parametrize(
-    "distribution",
-    [Uniform(), LogitNormal(mean=0.7, uniform_share=0.2, minimum=0.02), LogitNormal(mean=0.5)],
-    ids=["uniform", "mixed", "logit-normal"],
+    ("distribution", "mean"),
+    [
+        (Uniform(), 0.5),
+        (Fixed(1.0), 1.0),
+        (Beta(1.5, 1.0), 0.6),
+        (Beta(7.0, 1.0), 7 / 8),
+        (Beta(1.5, 1.0, minimum=0.5), 0.8),
+        (Shifted(Fixed(0.5), 5.0), 2.5 / 3),
+        (LogitNormal(), 0.5),
+        (LogitNormal(mean=0.7, uniform_share=0.2, minimum=0.02), None),
+        (EdmMixture(), None),
+    ],
+    ids=str,
 )
-def test_noise_levels_stay_between_minimum_and_one(distribution):
+def test_noise_levels_lie_between_zero_and_one_around_their_mean(distribution, mean):
     levels = distribution.sample(jax.random.key(0), (4096,))
     assert float(levels.min()) >= getattr(distribution, "minimum", 0.0)
     assert float(levels.max()) <= 1.0
+    if mean is not None:
+        assert float(levels.mean()) == pytest.approx(mean, abs=0.02)
 
 
-def test_logit_normal_has_its_median_at_the_sigmoid_of_its_mean():
-    levels = LogitNormal(mean=0.7).sample(jax.random.key(0), (4096,))
-    assert float(jnp.median(levels)) == pytest.approx(float(jax.nn.sigmoid(0.7)), abs=0.02)
+def test_beta_three_halves_has_the_density_of_a_root():
+    levels = np.asarray(Beta(1.5, 1.0).sample(jax.random.key(1), (20_000,)))
+    for bound in (0.25, 0.5, 0.75):  # P(t < b) = b^1.5
+        assert np.mean(levels < bound) == pytest.approx(bound**1.5, abs=0.02)
+
+
+def test_edm_mixture_is_a_lognormal_and_a_uniform_of_sigma():
+    levels = np.asarray(EdmMixture().sample(jax.random.key(0), (20_000,)))
+    sigma = levels / (1 - levels)
+    assert np.mean(sigma > 40) == pytest.approx(0.3 * 45 / 84 + 0.7 * 0.0274, abs=0.02)
+    assert np.median(np.asarray(EdmMixture(uniform_share=0.0).sample(jax.random.key(0), (20_000,)))) == pytest.approx(
+        0.8, abs=0.01
+    )
+
+
+def levels_of(joint, shape=(4096, 1, 1), **noises):
+    shapes = dict.fromkeys(noises, shape)
+    return {k: np.asarray(v) for k, v in joint.sample(jax.random.key(0), noises, shapes).items()}
+
+
+UNIFORM = StreamNoise(distribution=Uniform())
+
+
+def test_independent_levels_do_not_correlate_and_coupled_ones_are_equal():
+    apart = levels_of(Independent(), video=UNIFORM, action=UNIFORM)
+    assert abs(np.corrcoef(apart["video"].ravel(), apart["action"].ravel())[0, 1]) < 0.05
+    same = levels_of(Coupled(), video=UNIFORM, action=UNIFORM)
+    np.testing.assert_array_equal(same["video"], same["action"])
+    shifted = levels_of(Coupled(), video=UNIFORM, action=StreamNoise(distribution=Shifted(Uniform(), 5.0)))
+    np.testing.assert_allclose(shifted["action"], shift(shifted["video"], 5.0), rtol=1e-6)
+
+
+def test_asynchronous_actions_run_ahead_of_the_video():
+    levels = levels_of(Asynchronous(leader="action"), video=UNIFORM, action=UNIFORM)
+    action, video = levels["action"].ravel(), levels["video"].ravel()
+    assert np.mean(action == 0) == pytest.approx(0.5, abs=0.03)
+    assert np.all(video >= action)
+    lag = (video - action)[action > 0] / (1 - action[action > 0])
+    assert lag.mean() == pytest.approx(0.6, abs=0.02)  # Beta(1.5, 1)
+    assert video[action == 0].mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_bell_weighs_the_middle_most():
+    assert float(Bell(2.0)(jnp.float32(0.5))) == 1.0
+    assert float(Bell(2.0)(jnp.float32(0.0))) == pytest.approx(np.exp(-0.5))

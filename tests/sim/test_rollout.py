@@ -34,7 +34,8 @@ def keys():
 
 @pytest.fixture(scope="module")
 def policy_and_params(env):
-    spec = make_spec("joint_mot", num_layers=1, video_width=32, action_width=16, action_steps=2, video_steps=2)
+    sizes = {"layers": 1, "video": 32, "video_ffn": 96, "action": 16, "action_ffn": 48}
+    spec = make_spec("fast_wam", **sizes, action_steps=2, video_steps=2)
     interface = Interface(
         latent_shape=(2, 2, 4),
         cameras=2,
@@ -50,7 +51,9 @@ def policy_and_params(env):
     codec = ActionCodec(np.array([True, True, True, False]), Affine.identity(4))
     policy = Policy(definition=definition, codec=codec, proprio=Affine.identity(7))
     params = definition.init(jax.random.key(1))
-    params["action_out"]["project"]["kernel"] = 0.3 * jax.random.normal(jax.random.key(2), (16, 4))
+    params["maps"]["action"]["head"]["project"]["linear"]["kernel"] = 0.3 * jax.random.normal(
+        jax.random.key(2), (16, 4)
+    )
     count = len(env.instructions)
     text = Text(features=jax.random.normal(jax.random.key(4), (count, 3, 8)), mask=jnp.ones((count, 3), bool))
     wam = WamParams(policy=PolicyParams(model=params, tokenizer=tokenizer), text=text, misinform=jnp.asarray(False))

@@ -21,8 +21,8 @@ SIZES = {
     "data.frame_steps": (0, 2), "data.action_horizon": 3, "data.image_size": (16, 16),
     "tokenizer.sizes.width": 16, "tokenizer.sizes.channels": 4, "tokenizer.sizes.encoder_layers": 1,
     "tokenizer.sizes.decoder_layers": 1, "tokenizer.batch_size": 4, "tokenizer.optimizer.steps": 5,
-    "model.sizes.num_layers": 1, "model.sizes.num_heads": 2, "model.sizes.head_dim": 6, "model.sizes.unroll": 1,
-    "model.sizes.video_width": 16, "model.sizes.action_width": 16,
+    "model.options.layers": 1, "model.options.heads": 2, "model.options.head_dim": 6, "model.options.unroll": 1,
+    "model.options.video": 16, "model.options.action": 16,
     "train.batch_size": 4, "train.optimizer.steps": STEPS, "train.save_every": SAVE_EVERY, "train.log_batches": True,
 }  # fmt: skip
 

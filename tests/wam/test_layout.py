@@ -100,12 +100,12 @@ def test_layout_that_cannot_be_is_refused(changes, message):
 
 
 def test_streams_that_influence_each_other_are_drawn_alike():
-    with pytest.raises(ValueError, match="streams video, action influence each other, so they need equal noise.draws"):
+    with pytest.raises(ValueError, match=r"streams video, action influence each other, so they need equal noise.draws"):
         layout("fast_wam", coupling="mutual", action_draws=2)
 
 
 def test_actions_that_do_not_divide_into_blocks_are_refused():
     with pytest.raises(
-        ValueError, match="dreamzero: 5 actions do not divide into 2 blocks; change data.action_horizon"
+        ValueError, match=r"dreamzero: 5 actions do not divide into 2 blocks; change data.action_horizon"
     ):
         Layout(make_spec("dreamzero"), dataclasses.replace(INTERFACE, action_horizon=5))

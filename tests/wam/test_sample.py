@@ -95,7 +95,7 @@ def test_what_is_constant_runs_once(tiny, batch, monkeypatch):
 
 
 def test_dropping_the_future_changes_actions_by_nothing(tiny, batch):
-    """GigaWorld-Policy: exactly nothing if the future is another; rounding, from other matrix shapes, if it is absent."""
+    """GigaWorld-Policy: exactly nothing if the future is another one; rounding of other matrix shapes if it is absent."""
     model = bound(tiny, "gigaworld_policy")
     known, key = now(model, batch), jax.random.key(0)
     alone = sample(model, known, key, "policy", want=("action",), steps=3)["action"]
@@ -205,7 +205,7 @@ def test_rolling_cache_equals_the_whole_window(tiny, batch, name):
     @jax.jit
     def run():
         noisy = {n: Noisy(values=jnp.asarray(v), level=level) for n, v in future.items()}
-        groups = [g for g in model.layout.needed(names, 2)]
+        groups = model.layout.needed(names, 2)
         whole = model.predict(model.begin(window), groups, window, noisy, names)
         history, _ = observe(model, empty_history(model, at(0)), at(0), None)
         history, context = observe(model, history, at(1), window.values["action"][:, :2])

@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_named(changes, message):
     ],
 )
 def test_what_is_not_there_is_named(call, message):
-    with pytest.raises(ValueError, match="is unknown|is not in|has no") as error:
+    with pytest.raises(ValueError, match=r"is unknown|is not in|has no") as error:
         call()
     assert str(error.value).startswith(message)
 

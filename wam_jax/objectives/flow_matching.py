@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from wam_jax.sharding import mesh_axis_size
 from wam_jax.types import Batch
 from wam_jax.wam.model import Context, Known, Noisy, WorldActionModel
 from wam_jax.wam.noise import StreamNoise, interpolate
@@ -98,8 +99,7 @@ def _errors(
     """Error of each stream of a component, on its share of the batch."""
     spec = model.spec
     noises = {name: noise for name in targets if (noise := spec.stream(name).noise) is not None}
-    share = min((noise.batch_share for noise in noises.values()), default=1.0)
-    context, known, targets = _first(math.ceil(share * len(known.embodiment)), (context, known, targets))
+    context, known, targets = _first(_share(noises, len(known.embodiment)), (context, known, targets))
     noisy, velocity = _add_noise(model, noises, targets, key)
     trained = [name for name in targets if spec.stream(name).loss_weight]
     groups = [g for g in model.layout.needed(trained) if g not in context.cache.groups]
@@ -110,9 +110,27 @@ def _errors(
         squared = (predicted[name] - velocity.get(name, target.data[:, None])) ** 2
         if noise and noise.weighting:
             squared = squared * noise.weighting(_over_time(model, noisy[name].level, squared))
-        mask = target.mask.reshape(*target.mask.shape, *[1] * (target.data.ndim - target.mask.ndim))
-        errors[name] = masked_mean(squared, mask[:, None])
+        mask = target.mask.reshape(*target.mask.shape, *[1] * (target.data.ndim - target.mask.ndim))[:, None]
+        if name in noisy:  # what is clean already has no noise to tell
+            mask = mask & (_over_time(model, noisy[name].level, squared) > 0)
+        errors[name] = masked_mean(squared, mask)
     return errors
+
+
+def _share(noises: dict[str, StreamNoise], batch: int) -> int:
+    """The number of samples on which a component is trained.
+
+    Raises:
+      ValueError: if they do not divide over the devices that share the batch.
+    """
+    share = min((noise.batch_share for noise in noises.values()), default=1.0)
+    count, devices = math.ceil(share * batch), mesh_axis_size("data") * mesh_axis_size("fsdp")
+    if count % devices:
+        raise ValueError(
+            f"{', '.join(noises)}: batch_share={share} of {batch} samples is {count}, which does not divide over "
+            f"{devices} devices; change train.batch_size"
+        )
+    return count
 
 
 def _add_noise(

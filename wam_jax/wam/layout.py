@@ -39,8 +39,9 @@ class Layout:
         steps = np.diff(self.interface.frame_steps)[:: max(1, self.frames_per_block)] * self.frames_per_block
         if self.autoregressive and any(steps != self.actions_per_block):
             raise ValueError(
-                f"{self.spec.name}: a block of {self.frames_per_block} frames takes {sorted(set(steps.tolist()))} control "
-                f"steps but has {self.actions_per_block} actions; change data.frame_steps or data.action_horizon"
+                f"{self.spec.name}: a block of {self.frames_per_block} frames takes {sorted(set(steps.tolist()))} "
+                f"control steps but has {self.actions_per_block} actions; change data.frame_steps or "
+                "data.action_horizon"
             )
         self._check_draws()
         self._check_leaks()
