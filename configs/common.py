@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     config.data.proprio_key = "proprio"
     config.data.frame_steps = (0, 8)  # control steps of the frames; the first is now
     config.data.action_horizon = 12
+    config.data.action_block = 0  # displacements start anew so often (causal models); 0: once a chunk
     config.data.cumulative = (True, True, True, False)  # action dimensions that are deltas, learned as displacements
     config.data.normalization = "mean_std"  # mean_std | quantile | none
     config.data.unnormalized = (3,)  # action dimensions left as they are (the gripper)

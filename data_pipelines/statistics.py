@@ -75,9 +75,9 @@ class Statistics:
     cumulative: Bool[np.ndarray, "A"]
     largest_action: Float[np.ndarray, "A"]
 
-    def action_codec(self, kind: Kind, leave: Sequence[int] = ()) -> ActionCodec:
-        """The codec that normalises actions as `Summary.affine` says."""
-        return ActionCodec(self.cumulative, self.action.affine(kind, leave), self.largest_action)
+    def action_codec(self, kind: Kind, leave: Sequence[int] = (), block: int | None = None) -> ActionCodec:
+        """The codec that normalises actions as `Summary.affine` says; ``block`` as these statistics were made for."""
+        return ActionCodec(self.cumulative, self.action.affine(kind, leave), self.largest_action, block)
 
     def proprio_affine(self, kind: Kind, leave: Sequence[int] = ()) -> Affine:
         """The normalisation of proprioception, as `Summary.affine` says."""

@@ -1,6 +1,7 @@
 """How raw actions and proprioception become what the model sees, and back. Works on numpy and jax arrays alike."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,14 @@ class ActionCodec:
       affine: normalises the displacements, and the other dimensions as they are.
       limit: largest magnitude of one raw action. Where a decoded delta would exceed it, the rest is made up by the
         deltas after it, so that the chunk still arrives; None where there is no limit.
+      block: displacements start anew every so many steps, as a model that sees what happened after each block needs;
+        None sums over the whole chunk.
     """
 
     cumulative: Bool[np.ndarray, "A"]
     affine: Affine
     limit: Float[np.ndarray, "A"] | None = None
+    block: int | None = None
 
     def __post_init__(self) -> None:
         if self.cumulative.shape != self.affine.offset.shape:
@@ -74,10 +78,27 @@ class ActionCodec:
 
     def encode(self, chunk: Float[AnyArray, "*B K A"]) -> Float[AnyArray, "*B K A"]:
         """Raw actions to model space."""
-        return self.affine.normalise(accumulate(chunk, self.cumulative))
+        return self._by_block(chunk, lambda part: self.affine.normalise(accumulate(part, self.cumulative)))
 
     def decode(self, encoded: Float[AnyArray, "*B K A"]) -> Float[AnyArray, "*B K A"]:
         """Model space to raw actions; the inverse of `encode` for actions within ``limit``."""
+        return self._by_block(encoded, self._decode)
+
+    def _by_block(self, chunk: AnyArray, convert: Callable[[AnyArray], AnyArray]) -> AnyArray:
+        """Converts every block of a chunk.
+
+        Raises:
+          ValueError: if the chunk does not divide into blocks.
+        """
+        steps = chunk.shape[-2]
+        if self.block is None or steps == self.block:
+            return convert(chunk)
+        if steps % self.block:
+            raise ValueError(f"a chunk of {steps} actions does not divide into blocks of {self.block}")
+        blocks = chunk.reshape(*chunk.shape[:-2], steps // self.block, self.block, chunk.shape[-1])
+        return convert(blocks).reshape(chunk.shape)
+
+    def _decode(self, encoded: Float[AnyArray, "*B K A"]) -> Float[AnyArray, "*B K A"]:
         chunk = self.affine.unnormalise(encoded)
         xp = chunk.__array_namespace__()
         reached, deltas = xp.zeros_like(chunk[..., 0, :]), []
@@ -90,13 +111,18 @@ class ActionCodec:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, for JSON; exact."""
         limit = None if self.limit is None else self.limit.tolist()
-        return {"cumulative": self.cumulative.tolist(), "affine": self.affine.to_dict(), "limit": limit}
+        return {
+            "cumulative": self.cumulative.tolist(),
+            "affine": self.affine.to_dict(),
+            "limit": limit,
+            "block": self.block,
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "ActionCodec":
         """The inverse of `to_dict`."""
         limit = None if data["limit"] is None else np.array(data["limit"], np.float32)
-        return cls(np.array(data["cumulative"], bool), Affine.from_dict(data["affine"]), limit)
+        return cls(np.array(data["cumulative"], bool), Affine.from_dict(data["affine"]), limit, data.get("block"))
 
 
 def accumulate(chunk: Float[AnyArray, "*B K A"], cumulative: Bool[np.ndarray, "A"]) -> Float[AnyArray, "*B K A"]:

@@ -10,9 +10,12 @@ VERBS = {
     "index": "scan RLDS folders so that any frame can be read",
     "train": "train tokenizer and world action model on RLDS data",
     "evaluate": "closed-loop success of a checkpoint in batched MJX",
+    "zoo": "the named systems side by side, or one of them in full",
+    "plan": "compile a train step ahead of time and say what each chip pays",
+    "bench": "measure what systems cost and whether they learn",
     "doctor": "what this machine has and what is missing",
 }
-_TAKES_CONFIG = ("quickstart", "demos", "train", "evaluate")
+_TAKES_CONFIG = ("quickstart", "demos", "train", "evaluate", "bench")
 _MISTAKES = (ValueError, FileNotFoundError, FileExistsError, KeyError, RuntimeError)
 
 

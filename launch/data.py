@@ -93,7 +93,10 @@ def open_data(config: ConfigDict) -> Data:
         action_key=config.action_key,
         proprio_key=config.proprio_key,
     )
-    statistics = compute_statistics(train, windows, np.array(config.cumulative, bool))
+    block = config.action_block or config.action_horizon
+    statistics = compute_statistics(
+        train, dataclasses.replace(windows, action_horizon=block), np.array(config.cumulative, bool)
+    )
     instructions = sorted({s.instruction(e) for s in (*train, *validation) for e in range(s.num_episodes)})
     data = Data(
         train,
@@ -101,7 +104,7 @@ def open_data(config: ConfigDict) -> Data:
         embodiments,
         windows,
         statistics,
-        statistics.action_codec(config.normalization, tuple(config.unnormalized)),
+        statistics.action_codec(config.normalization, tuple(config.unnormalized), config.action_block or None),
         statistics.proprio_affine(config.normalization),
         encode_text(instructions),
         config,

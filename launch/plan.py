@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -35,10 +34,8 @@ from wam_jax.training.losses import wam_loss
 from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
 from wam_jax.training.state import TrainState, count_params, init_state, state_shardings
 from wam_jax.training.step import StepFn, make_step
-from wam_jax.types import Batch, StreamData, Text
-from wam_jax.wam.layout import Layout
+from wam_jax.wam.fake import abstract_batch
 from wam_jax.wam.model import WorldActionModel
-from wam_jax.wam.spec import KINDS as STREAM_KINDS
 from wam_jax.wam.spec import Interface, Spec
 from wam_jax.zoo import SYSTEMS, make_spec, published
 
@@ -164,39 +161,9 @@ def _abstract_step(spec: Spec, interface: Interface, batch_size: int, mesh: Mesh
     shardings = state_shardings(definition, optimizer, mesh)
     step = make_step(wam_loss(definition), optimizer, ema=0.99, seed=0, mesh=mesh, shardings=shardings)
     state = jax.eval_shape(lambda: init_state(definition, optimizer, 0, mesh))
-    batch = _abstract_batch(spec, interface, batch_size)
+    batch = abstract_batch(spec, interface, batch_size)
     everywhere = batch_sharding(mesh)
     return step, jax.tree.map(_placed, state, shardings), jax.tree.map(lambda x: _placed(x, everywhere), batch)
-
-
-def _abstract_batch(spec: Spec, interface: Interface, batch_size: int) -> Batch:
-    """What the loader would yield, tokenised ahead."""
-
-    def array(*shape: int, dtype: Any = jnp.float32) -> Any:
-        return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
-
-    frames, cameras = len(interface.frame_steps), interface.cameras
-    actions, proprio = (interface.action_horizon, interface.action_size), (frames, interface.proprio_size)
-    layout, streams = Layout(spec, interface), {}
-    for stream in spec.streams:
-        if stream.kind not in ("video", "action", "state") and STREAM_KINDS[stream.kind] not in ("features", "learned"):
-            shape = layout.data_shape(stream)
-            masked = shape[:2] if STREAM_KINDS[stream.kind] == "patches" else shape[:1]
-            streams[stream.data_of or stream.name] = StreamData(values=array(*shape), mask=array(*masked, dtype=bool))
-    return Batch(
-        images=None,
-        latents=array(frames, cameras, *interface.latent_shape),
-        image_mask=array(frames, cameras, dtype=bool),
-        actions=array(*actions),
-        action_mask=array(*actions, dtype=bool),
-        proprio=array(*proprio),
-        proprio_mask=array(*proprio, dtype=bool),
-        text=Text(
-            features=array(interface.text_tokens, interface.text_width), mask=array(interface.text_tokens, dtype=bool)
-        ),
-        embodiment=array(dtype=jnp.int32),
-        streams=streams,
-    )
 
 
 def _placed(array: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from data_pipelines.latents import LatentCache
 from data_pipelines.windows import WindowSpec
 from launch import devices
-from launch.config import load_config, to_plain
+from launch.config import ConfigError, load_config, to_plain
 from launch.data import Data, build_latents, interface_sizes, open_data
 from wam_jax import console
 from wam_jax.evaluation.heldout import evaluate_heldout
@@ -30,6 +30,7 @@ from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
 from wam_jax.training.restore import define_model, load_trained
 from wam_jax.training.state import TrainState, count_params, init_state, state_shardings
 from wam_jax.training.step import LossFn, make_step
+from wam_jax.wam.model import WorldActionModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +116,7 @@ def train_model(
         "proprio": data.proprio.to_dict(),
     }
     definition = define_model(identity)
+    check_blocks(definition, data)
     job = _Job(
         name="world action model",
         definition=definition,
@@ -126,6 +128,21 @@ def train_model(
         latents=latents,
     )
     return _fit(config, data, mesh, directory, job)
+
+
+def check_blocks(definition: Definition[WorldActionModel], data: Data) -> None:
+    """A model that sees what each block of actions did needs displacements that start anew with every block.
+
+    Raises:
+      ConfigError: if the data's do not.
+    """
+    layout = definition.bind(definition.shapes()).layout
+    wanted = layout.actions_per_block if layout.autoregressive else None
+    if data.codec.block != wanted:
+        raise ConfigError(
+            f"{layout.spec.name} predicts {wanted or layout.interface.action_horizon} actions at a time; "
+            f"set data.action_block={wanted or 0} (it is {data.codec.block or 0})"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,13 @@ from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
 from wam_jax.training.state import init_state, state_shardings
 from wam_jax.training.step import make_step
 
-MESHES = [{"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
+MESHES = [
+    {"data": 2, "fsdp": 4},
+    {"data": 2, "context": 4},
+    {"fsdp": 2, "context": 2, "tensor": 2},
+    pytest.param({"data": 8}, marks=pytest.mark.slow),
+    pytest.param({"data": 2, "tensor": 4}, marks=pytest.mark.slow),
+]
 
 
 def two_steps(tiny, batch, sizes, devices):

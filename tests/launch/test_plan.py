@@ -20,6 +20,7 @@ from wam_jax.nn.module import define
 from wam_jax.sharding import batch_sharding, make_mesh, replicated
 from wam_jax.training.losses import wam_loss
 from wam_jax.training.state import TrainState
+from wam_jax.wam.fake import abstract_batch
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.spec import Interface
 from wam_jax.zoo import SYSTEMS, make_spec
@@ -323,7 +324,7 @@ def test_set_and_frames_change_spec_and_interface():
 def test_every_system_of_the_zoo_finds_its_data_in_the_abstract_batch(name):
     spec = make_spec(name)
     definition = define(lambda rngs: WorldActionModel(spec, INTERFACE, rngs))
-    batch = plan._abstract_batch(spec, INTERFACE, 2)
+    batch = abstract_batch(spec, INTERFACE, 2)
     loss, _ = jax.eval_shape(wam_loss(definition), definition.shapes(), None, batch, jax.random.key(0))
     assert loss.shape == ()
 

@@ -95,7 +95,7 @@ def test_what_is_constant_runs_once(tiny, batch, monkeypatch):
 
 
 def test_dropping_the_future_changes_actions_by_nothing(tiny, batch):
-    """GigaWorld-Policy: exactly nothing if the future is another one; rounding of other matrix shapes if it is absent."""
+    """GigaWorld-Policy: nothing if the future is another one; the rounding of other matrix shapes if it is absent."""
     model = bound(tiny, "gigaworld_policy")
     known, key = now(model, batch), jax.random.key(0)
     alone = sample(model, known, key, "policy", want=("action",), steps=3)["action"]

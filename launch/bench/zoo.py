@@ -1,0 +1,209 @@
+"""`wam bench zoo`: does every system of the zoo learn, sample and act, and what does it cost?
+
+All systems share the demonstrations, the tokenizer and the simulator's programs; each is trained for the same number of
+steps on the same windows. Finished systems are kept in ``zoo.json`` and skipped when the command is run again.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_pipelines.latents import LatentCache
+from launch import devices
+from launch.config import load_config
+from launch.data import Data, interface_sizes, open_data
+from launch.demos import make_demos
+from launch.evaluate import task_text
+from launch.train import encode_dataset, train_tokenizer
+from wam_jax import console
+from wam_jax.evaluation.heldout import evaluate_heldout
+from wam_jax.evaluation.report import Report
+from wam_jax.evaluation.statistics import Rate
+from wam_jax.flops import count_flops
+from wam_jax.nn.module import Definition
+from wam_jax.policy import Policy, PolicyParams
+from wam_jax.sharding import batch_sharding
+from wam_jax.sim import compilation
+from wam_jax.sim.rollout import WamParams, observe
+from wam_jax.sim.tabletop import Tabletop
+from wam_jax.tokenizers.visual import FrozenTokenizer
+from wam_jax.training.losses import wam_loss
+from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
+from wam_jax.training.restore import define_model
+from wam_jax.training.state import count_params, init_state, state_shardings
+from wam_jax.training.step import make_step
+from wam_jax.types import Batch
+from wam_jax.wam.model import WorldActionModel
+from wam_jax.zoo import SYSTEMS
+
+COLUMNS = (
+    "system", "parameters", "GFLOP a step", "ms a step", "ms a chunk", "loss at first", "at last", "action error",
+    "success", "minutes",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--systems", nargs="+", choices=sorted(SYSTEMS), help="default: all")
+    parser.add_argument("--config", default="configs/bench_zoo.py", help="data and numbers (default: %(default)s)")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/bench_zoo"), help="default: %(default)s")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    began = time.monotonic()
+    config = load_config(args.config, overrides)
+    mesh = devices.start(config)
+    bench = _Bench(config, mesh, args.workdir)
+    path = args.workdir / "zoo.json"
+    done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    names = args.systems or sorted(SYSTEMS)
+    for number, name in enumerate(names, start=1):
+        if name in done:
+            console.log(f"{name} ({number} of {len(names)}): found in {path}")
+            continue
+        console.log(f"{name} ({number} of {len(names)})")
+        done[name] = bench.measure(name)
+        path.write_text(json.dumps(done, indent=1) + "\n")
+    rows = [_row(name, done[name]) for name in names]
+    report = Report("The zoo, measured", subtitle=f"{config.train.optimizer.steps} steps of {config.train.batch_size}")
+    report.add_table("Systems", COLUMNS, rows)
+    console.table("The zoo, measured", COLUMNS, rows)
+    failed = [name for name in names if not done[name]["loss_falls"]]
+    console.log(f"{console.duration(time.monotonic() - began)}; wrote {report.write(args.workdir)} and {path}")
+    if failed:
+        raise RuntimeError(f"the loss of {', '.join(failed)} did not fall; see {path}")
+
+
+class _Bench:
+    """What all systems share: data, tokenizer, and the simulator's compiled programs."""
+
+    def __init__(self, config: ConfigDict, mesh: Mesh, workdir: Path):
+        self.config, self.mesh = config, mesh
+        config.data.datasets = tuple(str(folder) for folder in make_demos(config, workdir / "data"))
+        self.whole = open_data(config.data)
+        self.tokenizer: FrozenTokenizer = train_tokenizer(config, self.whole, mesh, workdir / "tokenizer")
+        self.latents: list[LatentCache] = encode_dataset(self.whole, self.tokenizer, workdir / "latents")
+        blocks = config.copy_and_resolve_references()
+        blocks.data.action_block = config.data.action_horizon // (len(config.data.frame_steps) - 1)
+        self.blocks = open_data(blocks.data)
+        self.loop = _ClosedLoop(Tabletop(config.demos.tasks[0], image_size=config.data.image_size[0]), config)
+
+    def measure(self, name: str) -> dict[str, Any]:
+        """Trains, samples and acts with one system at its debug size."""
+        began = time.monotonic()
+        identity = {"model": {"name": name, "size": "debug", "options": {}}}
+        identity["interface"] = interface_sizes(self.whole, self.tokenizer.config.latent_shape)
+        definition = define_model(identity)
+        layout = definition.bind(definition.shapes()).layout
+        data = self.blocks if layout.autoregressive else self.whole
+        trained = self._train(definition, data)
+        found = {"parameters": count_params(trained["params"]), **trained["figures"]}
+        if any(stream.kind == "action" for stream in layout.spec.streams):
+            policy = Policy(definition=definition, codec=data.codec, proprio=data.proprio)
+            params = PolicyParams(model=trained["params"], tokenizer=self.tokenizer)
+            heldout = evaluate_heldout(policy, params, self._validation(data), self.config.seed)
+            found["action_error"] = heldout.action_errors()["chunk"]
+            found["image_error"] = heldout.image_errors()
+            found |= self.loop.run(policy, params)
+        return {**found, "minutes": round((time.monotonic() - began) / 60, 2)}
+
+    def _train(self, definition: Definition[WorldActionModel], data: Data) -> dict[str, Any]:
+        train = self.config.train
+        numbers = OptimizerConfig(**train.optimizer)
+        optimizer = make_optimizer(numbers)
+        shardings = state_shardings(definition, optimizer, self.mesh)
+        loss = wam_loss(definition)
+        step = make_step(loss, optimizer, ema=numbers.ema, seed=self.config.seed, mesh=self.mesh, shardings=shardings)
+        state = init_state(definition, optimizer, self.config.seed, self.mesh)
+        batches = data.batches(train.batch_size, self.config.seed, self.latents)
+        losses, seconds = [], []
+        for _ in console.progress(range(numbers.steps), "train", numbers.steps):
+            batch = jax.device_put(next(batches), batch_sharding(self.mesh))
+            began = time.monotonic()
+            state, metrics = step(state, None, batch)
+            losses.append(float(metrics["loss"]))
+            seconds.append(time.monotonic() - began)
+        flops = count_flops(jax.grad(lambda p, b: loss(p, None, b, jax.random.key(0))[0]), state.params, batch)
+        tenth = max(1, numbers.steps // 10)
+        first, last = float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))
+        figures = {
+            "flops_per_step": flops.total,
+            "ms_per_step": round(1000 * float(np.median(seconds[1:])), 1),
+            "first_loss": round(first, 4),
+            "last_loss": round(last, 4),
+            "loss_falls": bool(np.isfinite(last) and last < first),
+            "losses": [round(value, 4) for value in losses],
+        }
+        return {"params": state.ema, "figures": figures}
+
+    def _validation(self, data: Data) -> Batch:
+        return data.validation_windows(self.config.train.validation_windows, self.config.seed, 0)
+
+
+class _ClosedLoop:
+    """Episodes driven from outside, so that the simulator is compiled once for all systems."""
+
+    def __init__(self, env: Tabletop, config: ConfigDict):
+        self.env, self.numbers = env, config.evaluation
+        self.text = task_text(config.demos.tasks[0])
+        self.execute = config.data.action_horizon // (len(config.data.frame_steps) - 1)
+        self.reset = compilation.jit(jax.vmap(env.reset))
+        self.advance = compilation.jit(self._advance)
+        self.observe = compilation.jit(lambda wam, states: observe(env, wam, states))
+
+    def run(self, policy: Policy, params: PolicyParams) -> dict[str, Any]:
+        """Success over the episodes, and the milliseconds that one chunk for one robot takes."""
+        count = self.numbers.episodes
+        states = self.reset(jax.random.split(jax.random.key(self.numbers.seed), count))
+        wam = WamParams(policy=params, text=self.text, misinform=jnp.asarray(False))
+        act = jax.jit(policy.act)
+        memory, success = None, np.zeros(count, bool)
+        for number in range(-(-self.env.episode_steps // self.execute)):
+            seen = self.observe(wam, states)
+            if number == 0:
+                memory = jax.jit(policy.init_state)(params, seen)
+            chunk, memory = act(params, memory, seen, jax.random.fold_in(jax.random.key(self.numbers.seed), number))
+            states, success = self.advance(states, chunk[:, : self.execute])
+        rate = Rate(int(np.asarray(success).sum()), count)
+        one = jax.tree.map(lambda x: x[:1], seen)
+        return {
+            "success": rate.rate,
+            "ci95": list(rate.ci95),
+            "episodes": count,
+            "ms_per_chunk": round(self._milliseconds(act, policy, params, one), 1),
+        }
+
+    def _advance(self, states: Any, actions: jax.Array) -> tuple[Any, jax.Array]:
+        def step(states, action):
+            return jax.vmap(self.env.step)(states, action), None
+
+        states, _ = jax.lax.scan(step, states, jnp.swapaxes(actions, 0, 1))
+        return states, jax.vmap(self.env.outcome)(states).success
+
+    def _milliseconds(self, act: Callable, policy: Policy, params: PolicyParams, seen: Any) -> float:
+        memory, times = policy.init_state(params, seen), []
+        for repeat in range(6):
+            began = time.monotonic()
+            jax.block_until_ready(act(params, memory, seen, jax.random.key(repeat)))
+            times.append(time.monotonic() - began)
+        return 1000 * min(times[1:])
+
+
+def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+    def shown(key: str, form: str) -> str:
+        return format(found[key], form) if key in found else "–"
+
+    success = f"{found['success']:.3f}" if "success" in found else "–"
+    return (
+        name, f"{found['parameters'] / 1e6:.2f}M", f"{found['flops_per_step'] / 1e9:.1f}", shown("ms_per_step", ".0f"),
+        shown("ms_per_chunk", ".1f"), shown("first_loss", ".3f"), shown("last_loss", ".3f"),
+        shown("action_error", ".3f"), success, shown("minutes", ".1f"),
+    )  # fmt: skip
