@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
     config.evaluation.episodes = 256
     config.evaluation.batch_size = 128  # episodes simulated at once
     config.evaluation.execute = 4  # actions of each chunk that are executed before planning anew
+    config.evaluation.candidates = 1  # chunks to choose from by predicted value; 1: no choice
     config.evaluation.films = 6  # rollouts shown in the report, for each task
     config.evaluation.seed = 1000
     return config

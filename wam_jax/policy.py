@@ -94,8 +94,14 @@ class Policy:
         return params.tokenizer.decode(generate(model, known, rng, mode, want=("video",))["video"])
 
     def _best(self, model: WorldActionModel, known: Known, rng: jax.Array) -> Float[Array, "B K A"]:
-        """Best of several chunks by predicted value (Cosmos Policy)."""
+        """Best of several chunks by predicted value (Cosmos Policy).
+
+        Raises:
+          ValueError: if the model predicts no value.
+        """
         count = self.candidates
+        if not any(stream.name == "value" for stream in model.spec.streams):
+            raise ValueError(f"{model.spec.name} has no value stream to choose by; set evaluation.candidates=1")
         repeated: Known = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), known)
         found = sample(model, repeated, rng, self.mode, want=("action", "value"), steps=self.steps)
         value = found["value"].mean(tuple(range(1, found["value"].ndim))).reshape(-1, count)

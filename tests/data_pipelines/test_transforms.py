@@ -32,6 +32,19 @@ def test_encode_is_displacement_since_the_start_then_affine() -> None:
     np.testing.assert_array_equal(_CODEC.encode(chunk), expected)
 
 
+def test_displacements_start_anew_with_every_block() -> None:
+    codec = ActionCodec(_CUMULATIVE, _CODEC.affine, block=2)
+    chunk = np.random.default_rng(1).normal(size=(3, 6, 3)).astype(np.float32)
+    encoded = codec.encode(chunk)
+    for start in (0, 2, 4):
+        np.testing.assert_allclose(encoded[:, start : start + 2], _CODEC.encode(chunk[:, start : start + 2]), atol=1e-6)
+    np.testing.assert_allclose(codec.decode(encoded), chunk, atol=1e-5)
+    np.testing.assert_array_equal(codec.decode(encoded[:, :2]), codec.decode(encoded)[:, :2])  # one block by itself
+    assert ActionCodec.from_dict(codec.to_dict()).block == 2
+    with pytest.raises(ValueError, match="a chunk of 5 actions does not divide into blocks of 2"):
+        codec.encode(chunk[:, :5])
+
+
 def test_what_exceeds_the_largest_action_is_made_up_later() -> None:
     codec = ActionCodec(np.array([True, False]), Affine.identity(2), limit=np.array([1, 1], np.float32))
     displacement = np.array([[2, 5], [2.5, 5], [2.5, 5], [2.5, 5]], np.float32)

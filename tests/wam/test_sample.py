@@ -219,22 +219,22 @@ def test_rolling_cache_equals_the_whole_window(tiny, batch, name):
         np.testing.assert_allclose(rolled[stream], expected, atol=2e-4, rtol=1e-3, err_msg=stream)
 
 
-def test_history_forgets_what_leaves_its_window(tiny, batch):
+def test_the_oldest_block_leaves_and_the_newest_comes_last(tiny, batch):
     model = bound(tiny, "dreamzero", history=2)
-
-    def act(first: float):
-        known = now(model, batch)
-        past = dataclasses.replace(known, values={**known.values, "video": known.values["video"] + first})
-        history = empty_history(model, known)
-        for step in (past, known, known):
-            history, context = observe(model, history, step, jnp.zeros((8, 2, 4)))
-        return sample(model, known, jax.random.key(0), steps=2, context=context)["action"], history
-
-    # What was seen three blocks ago reaches the present only through the blocks that saw it.
-    (one, history), (other, _) = act(0.0), act(1.0)
-    assert float(history.time) == 4.0
-    assert len(history.cache.groups) == 2 * len({g.stream for g in history.cache.groups})
-    assert np.abs(one - other).max() < np.abs(one).max()
+    known = now(model, batch)
+    histories = [empty_history(model, known)]
+    for shift in range(3):
+        seen = dataclasses.replace(known, values={**known.values, "video": known.values["video"] + shift})
+        histories.append(observe(model, histories[-1], seen, jnp.zeros((8, 2, 4)))[0])
+    size = len(histories[0].cache.groups) // 2
+    assert [float(h.time) for h in histories] == [0, 0, 2, 4]
+    assert [g.block for g in histories[0].cache.groups] == [-1] * size + [0] * size
+    assert not any(bool(e.present) for e in histories[0].cache.entries)
+    assert [bool(e.present) for e in histories[1].cache.entries[:size]] == [False] * size
+    for older, newer in zip(histories[1:], histories[2:], strict=False):
+        kept, was_new = newer.cache.entries[:size], older.cache.entries[size:]
+        for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(was_new), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_generate_goes_on_block_after_block(tiny, batch):

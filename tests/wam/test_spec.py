@@ -70,7 +70,7 @@ def mode(*moves, **fields):
         (lambda s: mode(Move("action"), solver="rk4"), "mode 'policy': solver 'rk4' is unknown (has: euler, heun)"),
         (lambda s: mode(Move("action"), given=("action",)), "mode 'policy': 'action' is given, so it cannot be moved"),
         (lambda s: {"head_dim": 5}, "head_dim must be even for rotary positions, got 5"),
-        (lambda s: {"remat": "half"}, "remat 'half' is unknown (has: none, dots, full)"),
+        (lambda s: {"remat": "half"}, "remat 'half' is unknown (has: none, dots, attention, full)"),
         (lambda s: {"chunk_frames": 0}, "chunk_frames must be 1 or more, or None for a future in one block, got 0"),
     ],
 )

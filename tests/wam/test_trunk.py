@@ -15,7 +15,8 @@ from wam_jax.nn.rotary import rotary_table, rotate
 from wam_jax.types import Text
 from wam_jax.wam.noise import StreamNoise
 from wam_jax.wam.spec import Bridge, Expert, Mode, Spec, Stream
-from wam_jax.wam.trunk import Tokens, Trunk, tapped_layers
+from wam_jax.wam.tokens import Tokens
+from wam_jax.wam.trunk import Trunk, tapped_layers
 from wam_jax.wam.visibility import (
     BIDIRECTIONAL,
     CHUNK_CAUSAL,

@@ -32,6 +32,7 @@ class EvaluationConfig:
     episodes: for each controller, all the same ones.
     batch_size: episodes simulated at once.
     execute: actions of each chunk that are executed before planning anew.
+    candidates: chunks drawn for each observation; a model with a value stream takes the one it values most.
     films: rollouts to record.
     seed: of the episodes; no training or tuning should use the same.
     """
@@ -39,6 +40,7 @@ class EvaluationConfig:
     episodes: int = 256
     batch_size: int = 128
     execute: int = 4
+    candidates: int = 1
     films: int = 6
     seed: int = 1000
 
@@ -93,7 +95,8 @@ def evaluate_task(
     """
     env = Tabletop(task, image_size=image_size)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), config.episodes)
-    policy_run = rollout(env, wam_actor(env, trained.policy, config.execute), env.episode_steps)
+    policy = dataclasses.replace(trained.policy, candidates=config.candidates)
+    policy_run = rollout(env, wam_actor(env, policy, config.execute), env.episode_steps)
     scripted_run = rollout(env, scripted_actor(env), env.episode_steps)
     informed, misinformed = (
         WamParams(policy=trained.params, text=text, misinform=jnp.asarray(flag)) for flag in (False, True)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from wam_jax.wam.model import Context, Known, WorldActionModel
 from wam_jax.wam.sample import Values, sample
-from wam_jax.wam.trunk import Cache, Entry
+from wam_jax.wam.tokens import Cache, Entry
 from wam_jax.wam.visibility import Group
 
 

@@ -55,6 +55,13 @@ class Layout:
                     f"{self.spec.name}: streams {', '.join(part)} influence each other, so they need equal noise.draws "
                     f"and noise.batch_share, got {sorted(draws)}"
                 )
+        for expert in self.spec.experts:
+            for name in self.levels_of(expert.name):
+                if (noise := self.spec.stream(name).noise) and noise.draws > 1:
+                    raise ValueError(
+                        f"{self.spec.name}: expert {expert.name!r} is conditioned on noise levels, so {name!r} needs "
+                        f"noise.draws=1, got {noise.draws}"
+                    )
 
     def _check_leaks(self) -> None:
         """Nothing may be predicted from what is only known once it has come true."""

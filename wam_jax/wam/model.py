@@ -16,7 +16,8 @@ from wam_jax.types import Text
 from wam_jax.wam.layout import Layout
 from wam_jax.wam.maps import StreamMap
 from wam_jax.wam.spec import Expert, Interface, Spec
-from wam_jax.wam.trunk import Cache, Tokens, Trunk
+from wam_jax.wam.tokens import Cache, Tokens
+from wam_jax.wam.trunk import Trunk
 from wam_jax.wam.visibility import Group
 
 

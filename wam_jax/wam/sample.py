@@ -192,7 +192,9 @@ class _Sampler:
     def _without_text(self) -> Context:
         nothing = dataclasses.replace(self.known, text=without_text(self.known.text))
         context = self.model.begin(nothing, self.context.time)
-        return dataclasses.replace(context, proprio=self.context.proprio)
+        # What a causal model remembers was read with its instruction; a second memory without one is not kept.
+        cache = self.context.cache if self.layout.autoregressive else context.cache
+        return dataclasses.replace(context, cache=cache)
 
     def _check(self, needed: Iterable[Group]) -> None:
         where = f"{self.model.spec.name}: mode {self.plan.name!r}"

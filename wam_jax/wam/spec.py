@@ -21,7 +21,7 @@ KINDS = {
 }
 CONDITIONS = ("text", "state", "levels")
 ROLES = ("context", "denoised", "predicted")
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "attention", "full")
 SOLVERS = ("euler", "heun")
 
 
@@ -163,7 +163,8 @@ class Spec:
       context_noise: standard deviation of Gaussian noise on clean latents in training (augmentation).
       text_dropout: share of training samples without their instruction, for guidance.
       dtype: of activations; parameters, softmax and norms are float32.
-      remat: what the backward pass keeps: "none" recomputes nothing, "dots" all but matrix products, "full" each layer.
+      remat: what the backward pass computes again: "none" nothing, "dots" all but matrix products, "attention" all but
+        the attention of a fused kernel, "full" each layer.
       unroll: layers in one iteration of the scan; all of them is faster on a CPU and slower to compile.
 
     Raises:

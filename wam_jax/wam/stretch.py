@@ -1,0 +1,265 @@
+"""A run of layers over the same experts: which tokens run together, who attends to whom, and one layer of it.
+
+The layers run in *stretches*, each one scan over stacked blocks: the trunk itself (cut in two where an expert branches
+off before the end), then every expert that reads tapped layers over a bridge. Within a stretch, tokens that run through
+the same weights form a *lane*.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from wam_jax.nn.attention import attend, concatenate_tokens
+from wam_jax.nn.block import DiTBlock
+from wam_jax.nn.rotary import rotary_table, rotate
+from wam_jax.sharding import mesh_axis_size
+from wam_jax.wam.lanes import Lane
+from wam_jax.wam.spec import Expert, Spec
+from wam_jax.wam.tokens import Cache, KeysValues, Tokens
+from wam_jax.wam.visibility import Group, Segment, attention_plan, visibility_matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """A run of layers over the same experts; ``start`` and ``stop`` index each expert's own stack."""
+
+    number: int
+    start: dict[str, int]
+    stop: dict[str, int]
+
+    @property
+    def length(self) -> int:
+        return next(self.stop[name] - start for name, start in self.start.items())
+
+
+def stretches(spec: Spec) -> tuple[Stretch, ...]:
+    """The trunk, and then what reads it."""
+    behind = [e for e in spec.experts if e.bridge and not e.bridge.parallel]
+    branches = [e for e in spec.experts if e.branch_of]
+    trunk = [e.name for e in spec.experts if e not in behind and e not in branches]
+    depths = {spec.layers(e) for e in branches}
+    if len(depths) > 1:
+        raise ValueError(f"{spec.name}: branches have {sorted(depths)} layers; give them equal numbers")
+    cut = spec.num_layers - depths.pop() if depths else spec.num_layers
+    runs = [(dict.fromkeys(trunk, 0), dict.fromkeys(trunk, cut))]
+    if branches:
+        names = [e.name for e in branches]
+        runs.append(
+            (
+                {**dict.fromkeys(trunk, cut), **dict.fromkeys(names, 0)},
+                dict.fromkeys([*trunk, *names], spec.num_layers) | dict.fromkeys(names, spec.num_layers - cut),
+            )
+        )
+    runs += [({e.name: 0}, {e.name: spec.layers(e)}) for e in behind]
+    return tuple(Stretch(number, start, stop) for number, (start, stop) in enumerate(runs))
+
+
+class PassState:
+    """What a pass has computed so far, by group."""
+
+    def __init__(self, tokens: Tokens, cache: Cache):
+        self.tokens, self.cache = tokens, cache
+        self.x = {g: v for g, v in zip(tokens.groups, tokens.values, strict=True) if v is not None}
+        self.kept: dict[Group, dict[int, KeysValues]] = {group: {} for group in tokens.groups}
+        self.bridged: dict[Group, dict[str, KeysValues]] = {group: {} for group in tokens.groups}
+
+
+class StretchRun:
+    """One stretch of one pass: its lanes and attention plans, made once while tracing and used in every layer."""
+
+    def __init__(self, spec: Spec, stretch: Stretch, state: PassState, members: list[int]):
+        self.spec, self.stretch, self.state = spec, stretch, state
+        tokens, cache = state.tokens, state.cache
+        self.groups = tuple(tokens.groups[i] for i in members)
+        self.lanes = tuple(self._make_lanes())
+        where = {group: i for i, group in enumerate(tokens.groups)}
+        self.rotary, self.modulation = {}, {}
+        for lane in self.lanes:
+            numbers = [where[group] for group in lane.groups]
+            positions = lane.gather([tokens.positions[i] for i in numbers], axis=0)
+            self.rotary[lane.name] = rotary_table(positions, spec.head_dim)
+            rows = [tokens.rows[i] for i in numbers]
+            self.modulation[lane.name] = _per_token(lane, tokens.modulation[lane.expert], rows)
+        self._plan_attention(cache)
+
+    def _make_lanes(self):
+        context = mesh_axis_size("context")
+        for expert in self.stretch.start:
+            own = [g for g in self.groups if self._expert(g).name == expert]
+            for rows, divides in ((context, True), (1, False)) if context > 1 else ((1, None),):
+                groups = tuple(g for g in own if divides is None or (g.size % context == 0) == divides)
+                if groups:
+                    yield Lane(expert, rows, groups)
+
+    def _plan_attention(self, cache: Cache) -> None:
+        number = self.stretch.number
+        queries = [group for lane in self.lanes for group in lane.groups]
+        inside = [(g, e) for g, e in zip(cache.groups, cache.entries, strict=True) if number in e.keys_values]
+        keys = [*(g for g, _ in inside), *queries]
+        visible = visibility_matrix(queries, keys, self.spec.visibility)
+        joint = np.array([[not self._bridged(q, k) for k in keys] for q in queries], bool).reshape(visible.shape)
+        self.plan: tuple[Segment, ...] = attention_plan(visible & joint)
+        self.cached = tuple(entry.keys_values[number] for _, entry in inside)
+        self.present = {i: entry.present for i, (_, entry) in enumerate(inside) if entry.present is not None}
+        self.queries = queries
+        self._plan_bridges(cache)
+
+    def _plan_bridges(self, cache: Cache) -> None:
+        """Per reading expert: which groups it reads, from the cache, from an earlier stretch, or beside it."""
+        self.bridge_plans: dict[str, tuple[Segment, ...]] = {}
+        self.bridged: dict[str, tuple[KeysValues, ...]] = {}
+        self.beside: dict[str, list[Group]] = {}
+        self.bridge_present: dict[str, dict[int, Array]] = {}
+        for name in self.stretch.start:
+            bridge = self.spec.expert(name).bridge
+            if bridge is None:
+                continue
+            known = [
+                (g, e.bridged[name], e.present)
+                for g, e in zip(cache.groups, cache.entries, strict=True)
+                if name in e.bridged
+            ]
+            known += [(g, kv[name], None) for g, kv in self.state.bridged.items() if name in kv]
+            beside = [g for g in self.queries if self._expert(g).name == bridge.source] if bridge.parallel else []
+            own = [g for lane in self.lanes if lane.expert == name for g in lane.groups]
+            visible = visibility_matrix(own, [*(g for g, _, _ in known), *beside], self.spec.visibility)
+            self.bridge_plans[name] = attention_plan(visible, may_be_blind=True)
+            self.bridged[name] = tuple(kv for _, kv, _ in known)
+            self.bridge_present[name] = {i: p for i, (_, _, p) in enumerate(known) if p is not None}
+            self.beside[name] = beside
+
+    def _expert(self, group: Group) -> Expert:
+        return self.spec.expert_of(group.stream)
+
+    def _bridged(self, query: Group, key: Group) -> bool:
+        """Whether the query reaches the key over a bridge rather than by joint attention."""
+        bridge = self._expert(query).bridge
+        return bridge is not None and self._expert(key).name == bridge.source
+
+    def start(self) -> dict[str, Array]:
+        """Each lane's tokens before the first layer."""
+        x, tokens = self.state.x, self.state.tokens
+        for group, source in zip(tokens.groups, tokens.sources, strict=True):
+            if group in self.groups and group not in x and source is not None:
+                x[group] = x[source]
+        return {lane.name: lane.constrain(lane.gather([x[g] for g in lane.groups])) for lane in self.lanes}
+
+    def layer(self, blocks: Mapping[str, DiTBlock], x: dict[str, Array], text, cached, bridged, keep: bool):
+        """One layer of every lane: (tokens by lane), and what to keep of it."""
+        queries, own = {}, {}
+        for lane in self.lanes:
+            attention = blocks[self._owner(lane.expert)].attention
+            query, key, value = blocks[lane.expert].project(x[lane.name], self.modulation[lane.name], attention)
+            table = self.rotary[lane.name]
+            query, key = rotate(query, table), rotate(key, table)
+            for group, q, k, v in zip(lane.groups, *(lane.split(a) for a in (query, key, value)), strict=True):
+                queries[group], own[group] = q, (k, v)
+        own_in_order = tuple(own[group] for group in self.queries)
+        attended = self._attend(self.plan, self.queries, queries, (*cached, *own_in_order), self.present)
+        taps = {lane.name: x[lane.name] for lane in self.lanes}  # what parallel bridges read; replaced below for taps
+        parallel = self._parallel_keys_values(blocks, taps)
+        after = {}
+        for lane in self.lanes:
+            block, modulation = blocks[lane.expert], self.modulation[lane.name]
+            attention, words = blocks[self._owner(lane.expert)].attention, text.get(self._owner(lane.expert))
+            y = block.attend(
+                x[lane.name], lane.gather([attended[g] for g in lane.groups]), modulation, attention,
+                None if words is None else words.features, None if words is None else words.mask,
+            )  # fmt: skip
+            if lane.expert in self.bridge_plans:
+                y = self._read(lane, block, y, (*bridged[lane.expert], *parallel[lane.expert]))
+            after[lane.name] = lane.constrain(block.feed_forward(y, modulation))
+        tapped = {lane.name: after[lane.name] for lane in self.lanes if lane.expert in self._tapped}
+        return after, (own_in_order if keep else None, tapped, parallel if keep else None)
+
+    @functools.cached_property
+    def _tapped(self) -> set[str]:
+        return {e.bridge.source for e in self.spec.experts if e.bridge and not e.bridge.parallel}
+
+    def _owner(self, expert: str) -> str:
+        return self.spec.expert(expert).attention_of or expert
+
+    def _parallel_keys_values(self, blocks: Mapping[str, DiTBlock], x: Mapping[str, Array]) -> dict:
+        """Per reading expert: keys and values of the groups beside it, from this layer's input."""
+        found: dict[str, tuple[KeysValues, ...]] = dict.fromkeys(self.bridge_plans, ())
+        for name, beside in self.beside.items():
+            bridge, pairs = self.spec.expert(name).bridge, {}
+            if bridge is None or not beside:
+                continue
+            for lane in self.lanes:
+                if lane.expert == bridge.source:
+                    hidden = jax.lax.stop_gradient(x[lane.name]) if bridge.detach else x[lane.name]
+                    parts = (lane.split(a) for a in blocks[name].bridge.keys_values(hidden))
+                    pairs.update({g: (k, v) for g, k, v in zip(lane.groups, *parts, strict=True)})
+            found[name] = tuple(pairs[group] for group in beside)
+        return found
+
+    def _read(self, lane: Lane, block: DiTBlock, x: Array, available: tuple[KeysValues, ...]) -> Array:
+        """Tokens of one lane after its bridge."""
+        own = [g for other in self.lanes if other.expert == lane.expert for g in other.groups]
+        queries = dict(zip(lane.groups, lane.split(block.bridge.queries(x)), strict=True))
+        plan = self.bridge_plans[lane.expert]
+        attended = self._attend(plan, own, queries, available, self.bridge_present[lane.expert])
+        return block.read(x, lane.gather([attended[g] for g in lane.groups]))
+
+    def _attend(
+        self,
+        plan: tuple[Segment, ...],
+        order: Sequence[Group],
+        queries: Mapping[Group, Array],
+        available: Sequence[KeysValues],
+        present: Mapping[int, Array],
+    ) -> dict[Group, Array]:
+        """What each query group attended to: one unmasked call a segment, unless it holds slots that may be empty."""
+        attended: dict[Group, Array] = {}
+        for segment in plan:
+            members = [order[i] for i in segment.queries if order[i] in queries]
+            if not members:
+                continue
+            if not segment.keys:
+                attended.update({group: jnp.zeros_like(queries[group]) for group in members})
+                continue
+            keys, values = (concatenate_tokens([available[i][side] for i in segment.keys]) for side in (0, 1))
+            mask = _key_mask(segment, available, present)
+            rows = {lane.rows for lane in self.lanes for g in members if g in lane.groups}
+            lane = Lane("", rows.pop() if len(rows) == 1 else 1, tuple(members))
+            out = attend(lane.gather([queries[g] for g in members]), keys, values, mask)
+            attended.update(zip(members, lane.split(out), strict=True))
+        return attended
+
+    def finish(self, x: Mapping[str, Array], kept, parallel) -> None:
+        """Notes the tokens after the last layer, and what was kept."""
+        for lane in self.lanes:
+            self.state.x.update(zip(lane.groups, lane.split(x[lane.name]), strict=True))
+        if kept is not None:
+            for group, pair in zip(self.queries, kept, strict=True):
+                self.state.kept[group][self.stretch.number] = pair
+            for name, beside in self.beside.items():
+                for group, pair in zip(beside, parallel[name], strict=True):
+                    self.state.bridged[group][name] = pair
+
+
+def _key_mask(
+    segment: Segment, available: Sequence[KeysValues], present: Mapping[int, Array]
+) -> Bool[Array, "B N"] | None:
+    """Which keys are there; None where all are."""
+    if not any(i in present for i in segment.keys):
+        return None
+    parts = []
+    for i in segment.keys:
+        shape = available[i][0].shape[:2]
+        parts.append(jnp.broadcast_to(present[i], shape) if i in present else jnp.ones(shape, bool))
+    return jnp.concatenate(parts, axis=1)
+
+
+def _per_token(lane: Lane, modulation: Float[Array, "B S 6 D"], rows: Sequence[int]) -> Float[Array, "B N|1 6 D"]:
+    """Modulation of each token, or of all at once where they share one row."""
+    if len(set(rows)) == 1:
+        return modulation[:, rows[0], None]
+    parts = [jnp.repeat(modulation[:, row, None], g.size, axis=1) for g, row in zip(lane.groups, rows, strict=True)]
+    return lane.gather(parts)

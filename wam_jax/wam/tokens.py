@@ -1,0 +1,66 @@
+"""What goes into a pass through the trunk, and what it leaves for later passes."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from wam_jax.wam.visibility import Group
+
+KeysValues = tuple[Float[Array, "*layers B n H Dh"], Float[Array, "*layers B n H Dh"]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What one group left behind for later passes.
+
+    Attributes:
+      keys_values: in each stretch that it ran in, by the stretch's number; all layers.
+      bridged: keys and values for each expert that reads it, all of that expert's layers.
+      hidden: its tokens after its last layer.
+      present: False hides the entry (a slot of a rolling cache that is not filled yet); None is always there.
+    """
+
+    keys_values: dict[int, KeysValues]
+    bridged: dict[str, KeysValues]
+    hidden: Float[Array, "B n D"]
+    present: Bool[Array, ""] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """The groups that all later passes attend to without running them again."""
+
+    groups: tuple[Group, ...] = dataclasses.field(default=(), metadata={"static": True})
+    entries: tuple[Entry, ...] = ()
+
+    def __add__(self, other: "Cache") -> "Cache":
+        return Cache(self.groups + other.groups, self.entries + other.entries)
+
+    def entry(self, group: Group) -> Entry:
+        return self.entries[self.groups.index(group)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """One pass's input.
+
+    Attributes:
+      groups: what runs.
+      values: per group, its tokens at its expert's width; None copies the tokens of ``sources`` where it branches off.
+      positions: per group, (time, row, column) of each token.
+      rows: per group, which row of the modulation is its own.
+      modulation: per expert, one row a distinct noise level (and state).
+      sources: per group, the group it branches off from.
+    """
+
+    groups: tuple[Group, ...]
+    values: tuple[Float[Array, "B n D"] | None, ...]
+    positions: tuple[Float[Array | np.ndarray, "n 3"], ...]
+    rows: tuple[int, ...]
+    modulation: Mapping[str, Float[Array, "B S 6 D"]]
+    sources: tuple[Group | None, ...]
