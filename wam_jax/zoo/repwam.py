@@ -17,29 +17,27 @@ REPVITOK = Interface(
 @system(
     {
         "debug": DEBUG,
-        "1.3b": dataclasses.replace(WAN_1_3B, patch_size=1),
-        "5b": dataclasses.replace(WAN_5B, patch_size=1),
+        "1.3b": dataclasses.replace(WAN_1_3B, patch_size=1, action_ffn=3840),
+        "5b": dataclasses.replace(WAN_5B, patch_size=1, action_ffn=1920),
     },
     {"1.3b": REPVITOK, "5b": REPVITOK},
 )
-def repwam(size: Size, *, latent_actions: bool = False, action_ffn: int | None = None, history: int = 3) -> Spec:
+def repwam(size: Size, *, latent_actions: bool = False, history: int = 3) -> Spec:
     """RepWAM: one attention for video and actions, feed-forwards of their own, chunk after chunk.
 
     arXiv 2606.13674. Kept: attention shared and feed-forward own in every block, teacher forcing on clean past chunks,
     one noise level for both, uniform, five video and ten action steps, a window; ``latent_actions`` is its first
     stage. Differs: flow time runs from data to noise (the paper's α is 1 - t); chunks of one frame by default.
 
-    Args:
-      action_ffn: feed-forward width of the action expert. The paper gives "h_a = 768, about +350M" and does not say
-        of which dimension; the default is 2.5 widths, which comes to that.
+    ``size.action_ffn`` is the feed-forward width of the action expert. The paper gives "h_a = 768, about +350M" and
+    does not say of which dimension; the published sizes here have what comes to 354M.
     """
-    ffn = action_ffn or int(2.5 * size.video)
     acting = action(name="latent_action", kind="latent_action") if latent_actions else action()
     return Spec(
         name="repwam",
         experts=(
             video_expert(size),
-            action_expert(size, width=size.video, ffn_width=ffn, attention_of="video"),
+            action_expert(size, width=size.video, attention_of="video"),
         ),
         streams=(video(), acting),
         visibility=CHUNK_CAUSAL & window(max(history, 1)),
