@@ -15,7 +15,7 @@ def test_the_table_names_every_system(capsys):
 def test_one_system_is_shown_and_drawn(tmp_path, capsys):
     assert main(["zoo", "show", "repwam", "--size", "1.3b", "--picture", str(tmp_path / "repwam.png")]) == 0
     printed = capsys.readouterr().out
-    assert "chunk-causal & window 3" in printed
+    assert "chunk-causal & window 4" in printed
     assert "action shares attention of video" in printed
     assert (tmp_path / "repwam.png").stat().st_size > 10_000
 

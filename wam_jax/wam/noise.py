@@ -68,7 +68,8 @@ class LogitNormal:
     """sigmoid(N(mean, std²)) (Stable Diffusion 3, arXiv 2403.03206 eq. 19), mixed with a share of uniform draws.
 
     Positive ``mean`` puts weight on high noise, where an action is decided rather than polished. The uniform share
-    keeps both ends of the schedule trained; ``minimum`` avoids the division-like steepness at t = 0.
+    keeps both ends of the schedule trained; ``minimum`` keeps levels away from 0, where velocity is
+    hardest to tell from data.
     """
 
     mean: float = 0.0
@@ -170,24 +171,37 @@ class Independent:
 INDEPENDENT = Independent()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Coupled:
-    """All streams share the underlying draw: equal distributions give equal levels, shifts act on the same one."""
+    """All streams share the underlying draw: equal distributions give equal levels, shifts act on the same one.
+
+    The stream ``given`` is clean instead for ``given_share`` of the samples.
+    """
+
+    given: str | None = None
+    given_share: float = 0.0
 
     def sample(self, key: jax.Array, noises: Mapping[str, StreamNoise], shapes: Mapping[str, Shape]) -> dict:
-        return {name: noise.distribution.sample(key, shapes[name]) for name, noise in noises.items()}
+        draw_key, given_key = jax.random.split(key)
+        levels = {name: noise.distribution.sample(draw_key, shapes[name]) for name, noise in noises.items()}
+        if self.given in levels:
+            level = levels[self.given]
+            clean = jax.random.uniform(given_key, (*level.shape[:2], 1)) < self.given_share
+            levels[self.given] = jnp.where(clean, 0.0, level)
+        return levels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asynchronous:
     """One stream runs ahead of the others (X-WAM): the leader clean with ``clean_share`` and the others at their own
-    level, else the others at t = t_leader + Beta(a, b) (1 - t_leader).
+    level, else the others at t = t_leader + Beta(a, b) (1 - t_leader); then all are shifted by ``factor``.
     """
 
     leader: str
     clean_share: float = 0.5
     a: float = 1.5
     b: float = 1.0
+    factor: float = 1.0
 
     def sample(self, key: jax.Array, noises: Mapping[str, StreamNoise], shapes: Mapping[str, Shape]) -> dict:
         own_key, clean_key, lag_key = jax.random.split(key, 3)
@@ -199,4 +213,5 @@ class Asynchronous:
         lag = jax.random.beta(lag_key, self.a, self.b, clean.shape)
         behind = leader[..., :1] + lag * (1 - leader[..., :1])
         levels = {name: jnp.where(clean, level, jnp.broadcast_to(behind, level.shape)) for name, level in own.items()}
-        return {**levels, self.leader: jnp.where(clean, 0.0, leader)}
+        levels[self.leader] = jnp.where(clean, 0.0, leader)
+        return {name: shift(level, self.factor) for name, level in levels.items()}

@@ -96,7 +96,7 @@ CHUNK_CAUSAL = Rule(
 
 
 def window(blocks: int) -> Rule:
-    """Not further back than ``blocks`` blocks; combine with ``&``."""
+    """The ``blocks`` newest blocks, a token's own counted among them; combine with ``&``."""
     return Rule(f"window {blocks}", lambda q, k: k.block > q.block - blocks)
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 from wam_jax.wam.noise import Fixed, StreamNoise
 from wam_jax.wam.spec import Bridge, Spec, Stream
 from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED, sees
@@ -13,7 +15,7 @@ def features(noise, name: str = "features") -> Stream:
     )
 
 
-@system({"debug": DEBUG, "2b": COSMOS_2B}, {"2b": COSMOS})
+@system({"debug": DEBUG, "2b": COSMOS_2B}, {"2b": dataclasses.replace(COSMOS, frame_steps=(0, 4, 8, 12, 16))})
 def agra(size: Size, *, shared_pass: bool = False) -> Spec:
     """AGRA's base: an action transformer reads layers of a video transformer, from a pass of its own at pure noise.
 

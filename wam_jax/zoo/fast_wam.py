@@ -1,13 +1,16 @@
 import dataclasses
 
 from wam_jax.wam.noise import Bell, LogitNormal, Shifted, StreamNoise, Uniform
-from wam_jax.wam.spec import Mode, Spec
+from wam_jax.wam.spec import Mode, Move, Spec
 from wam_jax.wam.visibility import CROSS, FIRST_FRAME_CAUSAL, ISOLATED, sees_imagined
 from wam_jax.zoo.common import action, action_expert, stage, state, together, video, video_expert
 from wam_jax.zoo.registry import system
 from wam_jax.zoo.sizes import DEBUG, WAN22, WAN_5B, Size
 
-SIZES, INTERFACES = {"debug": DEBUG, "5b": WAN_5B}, {"5b": WAN22}
+SIZES, INTERFACES = (
+    {"debug": DEBUG, "5b": WAN_5B},
+    {"5b": dataclasses.replace(WAN22, frame_steps=(0, 16, 32), text_tokens=128)},
+)
 
 
 @system(SIZES, INTERFACES)
@@ -38,7 +41,8 @@ def fast_wam(
         raise ValueError(f"coupling {coupling!r} is unknown (has: {', '.join(CROSS)})")
     if noise not in ("shifted", "logit_normal"):
         raise ValueError(f"noise {noise!r} is unknown (has: shifted, logit_normal)")
-    share = video_batch_share
+    share, shift = video_batch_share, 5.0 if noise == "shifted" else 1.0
+    moves = (Move("video", shift=shift), Move("action", shift=shift))
     if noise == "shifted":
         of_video = StreamNoise(distribution=Shifted(Uniform(), 5.0), weighting=Bell(2.0), batch_share=share)
         of_action = dataclasses.replace(of_video, draws=action_draws, batch_share=1.0)
@@ -51,8 +55,8 @@ def fast_wam(
         streams=(video(noise=of_video, loss_weight=video_loss_weight), state(), action(noise=of_action)),
         visibility=FIRST_FRAME_CAUSAL & CROSS[coupling],
         modes=(
-            together("policy", "video", "action", steps=action_steps),
-            together("video", "video", "action", steps=video_steps),
+            together("policy", *moves, steps=action_steps),
+            together("video", *moves, steps=video_steps),
         ),
         **size.trunk(),
     )
@@ -60,7 +64,10 @@ def fast_wam(
 
 @system(SIZES, INTERFACES)
 def fast_wam_joint(size: Size) -> Spec:
-    """Fast-WAM (joint): the ablation in which actions see the video while both are denoised."""
+    """Fast-WAM (joint): the ablation in which actions see the video while both are denoised.
+
+    arXiv 2603.16666. Kept: actions see all of the video, at a noise level of its own. Differs: as ``fast_wam``.
+    """
     spec = fast_wam(size, coupling="action_sees_video")
     return dataclasses.replace(spec, name="fast_wam_joint")
 
@@ -69,13 +76,16 @@ def fast_wam_joint(size: Size) -> Spec:
 def fast_wam_idm(size: Size) -> Spec:
     """Fast-WAM (IDM): the ablation that imagines first and then reads actions off the finished latents.
 
-    Kept: actions see the present and a clean future, true in training, imagined at test time. Differs: the future that
-    training shows is never noised.
+    arXiv 2603.16666. Kept: actions see the present and a clean future, true in training, imagined at test time.
+    Differs: as ``fast_wam``; the future that training shows is never noised (there half of the time).
     """
-    spec = fast_wam(size)
+    spec, imagine = fast_wam(size), Move("video", shift=5.0)
     return dataclasses.replace(
         spec,
         name="fast_wam_idm",
         visibility=FIRST_FRAME_CAUSAL & ISOLATED | sees_imagined("action", "video"),
-        modes=(Mode(name="policy", stages=(stage("video"), stage("action"))), together("video", "video")),
+        modes=(
+            Mode(name="policy", stages=(stage(imagine), stage(Move("action", shift=5.0)))),
+            together("video", imagine),
+        ),
     )

@@ -15,12 +15,13 @@ def mimic_video(size: Size, *, stop: float = 0.8, steps: int = 2, tap: int | Non
 
     arXiv 2512.15692. Kept: one tapped layer (20 of 28), video noise logit-normal while the decoder trains, action
     density ∝ √(t - 0.001) (Beta(1.5, 1) from 0.001 on), partial denoising to ``stop`` in ``steps``, both noise levels
-    in the decoder's adaLN. Differs: the video model trains beside the decoder (behind a cut gradient) instead of before
-    it.
+    in the decoder's adaLN, the instruction through the video only. Differs: the video model trains beside the decoder
+    (behind a cut gradient) instead of before it; attention over the trunk's 16 heads of 128 (there 8). The released
+    code draws action noise uniformly and reads a single pass near pure noise (``stop=1.0``).
     """
     layer = tap if tap is not None else round(20 / 28 * size.layers)
     bridge = Bridge(source="video", layers=min(layer, size.layers - 1), detach=True)
-    decoder = action_expert(size, layers=size.action_layers, bridge=bridge)
+    decoder = action_expert(size, text=False, layers=size.action_layers, bridge=bridge)
     return Spec(
         name="mimic_video",
         experts=(

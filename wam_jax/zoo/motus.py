@@ -15,7 +15,8 @@ def motus(size: Size, *, registers: int = 4) -> Spec:
     arXiv 2512.13030. Kept: three experts of different widths over equal heads, frozen language features as tokens of
     the understanding expert, state and registers beside the actions, text cross-attention in the video expert only,
     full attention, independent logit-normal noise, all five uses. Differs: the understanding tokens are a text
-    encoder's, not a vision-language model's; that expert has adaLN, too.
+    encoder's, not those of a vision-language model that also sees (2.1B of the 8B are not here); that expert has adaLN,
+    too; rotary positions in all experts; no pretraining on latent actions.
     """
     understanding = action_expert(
         size, name="understanding", width=size.action // 2, ffn_width=size.action_ffn // 2, conditions=(), text=False

@@ -16,7 +16,7 @@ def reactive(size: Size) -> Spec:
     return Spec(
         name="reactive",
         experts=(video_expert(size), action_expert(size)),
-        streams=(video(role="context", noise=None), state(), action(noise=Beta(1.5, 1.0))),
+        streams=(video(role="context", noise=None), state("action"), action(noise=Beta(1.5, 1.0))),
         visibility=FIRST_FRAME_CAUSAL & ISOLATED,
         modes=(together("policy", "action"),),
         **size.trunk(),

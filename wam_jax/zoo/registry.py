@@ -67,7 +67,7 @@ def make_spec(name: str, size: str = "debug", **changes: Any) -> Spec:
 
 
 def published(name: str, size: str) -> tuple[Spec, Interface]:
-    """A system at a published size, with data of the shape it was published for.
+    """A system at a published size, with data of about the shape it was published for.
 
     Raises:
       ValueError: if there is no such size.

@@ -26,8 +26,10 @@ def repwam(size: Size, *, latent_actions: bool = False, history: int = 3) -> Spe
     """RepWAM: one attention for video and actions, feed-forwards of their own, chunk after chunk.
 
     arXiv 2606.13674. Kept: attention shared and feed-forward own in every block, teacher forcing on clean past chunks,
-    one noise level for both, uniform, five video and ten action steps, a window; ``latent_actions`` is its first
-    stage. Differs: flow time runs from data to noise (the paper's α is 1 - t); chunks of one frame by default.
+    one noise level for both, uniform, five video and ten action steps, a window (``history`` blocks; there 32);
+    ``latent_actions`` trains its first stage, on latent actions that ``Batch.streams`` brings; it does not act.
+    Differs: flow time runs from data to noise (the paper's α is 1 - t); chunks of one frame (there 1 to 4 in training,
+    2 in use).
 
     ``size.action_ffn`` is the feed-forward width of the action expert. The paper gives "h_a = 768, about +350M" and
     does not say of which dimension; the published sizes here have what comes to 354M.
@@ -40,7 +42,7 @@ def repwam(size: Size, *, latent_actions: bool = False, history: int = 3) -> Spe
             action_expert(size, width=size.video, attention_of="video"),
         ),
         streams=(video(), acting),
-        visibility=CHUNK_CAUSAL & window(max(history, 1)),
+        visibility=CHUNK_CAUSAL & window(max(history, 1) + 1),
         noise=Coupled(),
         chunk_frames=1,
         history=history,

@@ -13,8 +13,8 @@ class Size:
       layers, heads, head_dim: of the trunk.
       video, video_ffn: width and feed-forward width of the video (or only) expert.
       action, action_ffn, action_layers: of an action expert; its layers count where it reads the trunk over a bridge.
-      conditions, action_conditions: what sets adaLN beside noise. Small models hardly listen to cross-attention alone.
-      action_text: text cross-attention in the action expert.
+      conditions, action_conditions: what sets adaLN beside noise; at "debug" also of systems that have no state. Small
+        models hardly listen to cross-attention alone.
     """
 
     layers: int
@@ -55,7 +55,7 @@ DEBUG = Size(
     unroll=3,
 )  # fmt: skip
 
-# Wan 2.1 (arXiv 2503.20314) and 2.2 configurations; action experts as Fast-WAM's, at a third of the width.
+# Wan 2.1 (arXiv 2503.20314) and 2.2 configurations; action experts of Fast-WAM's shape (1024 wide), narrower at 1.3B.
 WAN_1_3B = Size(
     layers=30, heads=12, head_dim=128, video=1536, video_ffn=8960, action=768, action_ffn=3072, action_layers=30,
 )  # fmt: skip

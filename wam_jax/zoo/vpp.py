@@ -16,9 +16,10 @@ from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, DEBUG, Size
 def vpp(size: Size) -> Spec:
     """VPP: an action decoder on the hidden states of one forward pass of a frozen video model.
 
-    arXiv 2412.14803. Kept: a single pass at one high noise level, features of late layers, no gradient into the video
-    model, ten action steps. Differs: a diffusion transformer instead of SVD's U-Net; no Video Former between them;
-    video and decoder are trained side by side, apart by the cut gradient, instead of one after the other.
+    arXiv 2412.14803. Kept: a single pass at one high noise level (here 1), features of one late layer, no gradient into
+    the video model, ten action steps. Differs: a diffusion transformer instead of SVD's U-Net; no Video Former between
+    them; flow matching instead of EDM in the decoder; video and decoder are trained side by side, apart by the cut
+    gradient, instead of one after the other.
     """
     bridge = Bridge(source="video", layers=size.layers - 1 - size.layers // 4, detach=True)
     return Spec(

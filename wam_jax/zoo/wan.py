@@ -10,7 +10,10 @@ from wam_jax.zoo.sizes import DEBUG, WAN21, WAN22, WAN_1_3B, WAN_5B, Size
 
 @system(
     {"debug": DEBUG, "2.1-1.3b": WAN_1_3B, "2.2-5b": WAN_5B},
-    {"2.1-1.3b": WAN21, "2.2-5b": dataclasses.replace(WAN22, frame_steps=tuple(range(0, 124, 4)))},
+    {
+        "2.1-1.3b": dataclasses.replace(WAN21, frame_steps=tuple(range(0, 84, 4))),
+        "2.2-5b": dataclasses.replace(WAN22, frame_steps=tuple(range(0, 124, 4))),
+    },
 )
 def wan(size: Size) -> Spec:
     """Wan: the open video model whose block the trunk is; it has no actions.
