@@ -119,7 +119,9 @@ class BatchAssembler:
         spec, first, last = self._spec, self.table.row[windows], self.table.last_row[windows]
         frame_rows, frame_mask = take(first, last, spec.frame_offsets)
         action_rows, action_mask = take(first, last, np.arange(spec.action_horizon))
-        actions = self._codec.encode(self._actions[action_rows]).astype(np.float32) * action_mask[..., None]
+        # Past the end the robot holds still: displacements stay, everything else keeps its last value.
+        raw = np.where(action_mask[..., None] | ~self._codec.cumulative, self._actions[action_rows], 0.0)
+        actions = self._codec.encode(raw).astype(np.float32)
         proprio = self._proprio[frame_rows]
         frames = frames if self._latents is None else frames.astype(np.float32)
         rgb, depth = np.split(frames, [len(spec.cameras)], axis=2)

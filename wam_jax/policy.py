@@ -119,7 +119,7 @@ def present(model: WorldActionModel, latents: Array, proprio: Array, said: Any) 
     data = {"video": latents[:, None], "state": proprio[:, None]}
     values = {s.name: data[s.kind] for s in model.spec.streams if s.kind in data and s.data_of is None}
     embodiment = getattr(said, "embodiment", jnp.zeros(len(proprio), jnp.int32))
-    return Known(values=values, present={}, proprio=proprio[:, None], text=said.text, embodiment=embodiment)
+    return Known(values=values, present={}, counted={}, proprio=proprio[:, None], text=said.text, embodiment=embodiment)
 
 
 def imagining_mode(model: WorldActionModel) -> str | None:

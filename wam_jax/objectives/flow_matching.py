@@ -16,7 +16,7 @@ from wam_jax.types import Batch
 from wam_jax.wam.model import Context, Known, Noisy, WorldActionModel
 from wam_jax.wam.noise import StreamNoise, interpolate
 from wam_jax.wam.sample import without_text
-from wam_jax.wam.spec import KINDS
+from wam_jax.wam.spec import KINDS, Stream
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -46,51 +46,71 @@ def flow_matching_loss(model: WorldActionModel, known: Known, key: jax.Array) ->
 
 
 def known_from_batch(model: WorldActionModel, batch: Batch, latents: Float[Array, "B T V h w C"]) -> Known:
-    """What a batch holds for each stream of the spec; data that is masked is zero.
+    """What a batch holds for each stream of the spec, and which of it counts in the loss.
+
+    The model is told that a camera or a whole stream is absent, and sees zeros for it. It is not told where an episode
+    ends: there the loader holds the last value, and nothing tells a robot that acts that its episode is about to end.
 
     Raises:
       ValueError: if the batch has no data for a stream; names it.
     """
-    values = {"video": latents, "action": batch.actions, "state": batch.proprio}
-    present = {"video": batch.image_mask, "action": batch.action_mask.any(-1), "state": batch.proprio_mask.any(-1)}
-    for name, data in batch.streams.items():
-        values[name], present[name] = data.values, data.mask
-    found: dict[str, tuple[Array, Array]] = {}
+    data = {
+        "video": (latents, batch.image_mask),
+        "action": (batch.actions, batch.action_mask),
+        "state": (batch.proprio, batch.proprio_mask),
+        **{name: (stream.values, stream.mask) for name, stream in batch.streams.items()},
+    }
+    values, present, counted = {}, {}, {}
     for stream in model.spec.streams:
         if KINDS[stream.kind] in ("features", "learned"):
             continue
         source = stream.data_of or stream.name
-        source = source if source in values else stream.kind
-        if source not in values:
+        source = source if source in data else stream.kind
+        if source not in data:
             raise ValueError(
-                f"{model.spec.name}: stream {stream.name!r} has no data in the batch (has: {', '.join(values)}); "
+                f"{model.spec.name}: stream {stream.name!r} has no data in the batch (has: {', '.join(data)}); "
                 "set data.value_discount or data.depth_cameras, or add it to Batch.streams"
             )
-        mask = present[source]
-        spread = mask.reshape(*mask.shape, *[1] * (values[source].ndim - mask.ndim))
-        found[stream.name] = jnp.where(spread, jnp.asarray(values[source], jnp.float32), 0.0), jnp.asarray(mask)
+        found, mask = (jnp.asarray(x) for x in data[source])
+        there = _there(stream, mask)
+        spread = there.reshape(*there.shape, *[1] * (found.ndim - there.ndim))
+        values[stream.name] = jnp.where(spread, found.astype(jnp.float32), 0.0)
+        present[stream.name], counted[stream.name] = there, mask
+    proprio = jnp.where(batch.proprio_mask.any(1, keepdims=True), batch.proprio, 0.0)
     return Known(
-        values={name: data for name, (data, _) in found.items()},
-        present={name: mask for name, (_, mask) in found.items()},
-        proprio=jnp.asarray(batch.proprio * batch.proprio_mask),
+        values=values,
+        present=present,
+        counted=counted,
+        proprio=jnp.asarray(proprio),
         text=batch.text,
-        embodiment=batch.embodiment,
+        embodiment=jnp.asarray(batch.embodiment),
     )
+
+
+def _there(stream: Stream, mask: Bool[Array, "B t ..."]) -> Bool[Array, "B t ..."]:
+    """Which data the model is told to be there at all: [B, t, V] of frames, [B, t] otherwise."""
+    if KINDS[stream.kind] == "patches":  # a camera that works now works in the future
+        return jnp.broadcast_to(mask[:, :1], mask.shape)
+    return jnp.broadcast_to(mask.reshape(len(mask), -1).any(1, keepdims=True), mask.shape[:2])
 
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """The future of a stream: its data and which of it counts; and for each sample whether there is any."""
+    """The future of a stream: its data, which of it counts in the loss, and which of it the model is told to be there."""
 
     data: Float[Array, "B t ..."]
     mask: Bool[Array, "B t ..."]
-    any: Bool[Array, "B"]
+    present: Bool[Array, "B t ..."]
+
+    @property
+    def any(self) -> Bool[Array, "B"]:
+        """Whether a sample has the stream at all."""
+        return self.present.reshape(len(self.present), -1).any(1)
 
 
 def _target(model: WorldActionModel, known: Known, name: str) -> _Target:
     stream = model.spec.stream(name)
-    data, mask = (model.layout.future(stream, x[name]) for x in (known.values, known.present))
-    return _Target(data, mask, mask.reshape(len(mask), -1).any(1))
+    return _Target(*(model.layout.future(stream, x[name]) for x in (known.values, known.counted, known.present)))
 
 
 def _errors(
@@ -149,7 +169,7 @@ def _add_noise(
         epsilon = jax.random.normal(jax.random.fold_in(noise_key, index), (batch, draws, *target.data.shape[1:]))
         # What a sample lacks altogether is pure noise to the rest (UWM), as it is when a mode calls it missing.
         level = jnp.where(target.any[:, None, None], levels[name], 1.0)
-        present = target.mask | ~target.any.reshape(-1, *[1] * (target.mask.ndim - 1))
+        present = target.present | ~target.any.reshape(-1, *[1] * (target.present.ndim - 1))
         values = interpolate(target.data[:, None], epsilon, _over_time(model, level, epsilon))
         noisy[name] = Noisy(values=values, level=level, present=present)
         velocity[name] = epsilon - target.data[:, None]

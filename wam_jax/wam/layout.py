@@ -43,13 +43,36 @@ class Layout:
                 f"control steps but has {self.actions_per_block} actions; change data.frame_steps or "
                 "data.action_horizon"
             )
+        self._check_history()
         self._check_draws()
         self._check_leaks()
+
+    @property
+    def time_scale(self) -> float:
+        """Rotary positions a control step."""
+        steps = self.interface.frame_steps
+        return 1 / (steps[1] - steps[0]) if self.spec.time_scale is None else self.spec.time_scale
+
+    def _check_history(self) -> None:
+        if not self.autoregressive:
+            return
+        if self.spec.history < 1:
+            raise ValueError(f"{self.spec.name}: acts on what came before; set history to 1 or more blocks")
+        if not any(g.clean and g.block == 0 for g in self.needed(self.spec.generated, 1)):
+            raise ValueError(f"{self.spec.name}: block 1 sees nothing of the present; widen its window")
+        for stream in self.spec.streams:
+            if KINDS[stream.kind] in ("features", "learned"):
+                raise ValueError(
+                    f"{self.spec.name}: stream {stream.name!r} belongs to no block, so the rolling cache cannot hold it; "
+                    "use text cross-attention instead"
+                )
 
     def _check_draws(self) -> None:
         for part in self.components:
             streams = [self.spec.stream(name) for name in part]
             draws = {(s.noise.draws, s.noise.batch_share) for s in streams if s.noise and s.head != "diffusion"}
+            if max(draws, default=(1, 1.0))[0] > 1:
+                self._check_several_draws(part)
             if len(draws) > 1:
                 raise ValueError(
                     f"{self.spec.name}: streams {', '.join(part)} influence each other, so they need equal noise.draws "
@@ -57,24 +80,49 @@ class Layout:
                 )
         for expert in self.spec.experts:
             for name in self.levels_of(expert.name):
-                if (noise := self.spec.stream(name).noise) and noise.draws > 1:
+                if (noise := self.spec.stream(name).noise) and (noise.draws > 1 or noise.per_block):
                     raise ValueError(
                         f"{self.spec.name}: expert {expert.name!r} is conditioned on noise levels, so {name!r} needs "
-                        f"noise.draws=1, got {noise.draws}"
+                        "noise.draws=1 and noise.per_block=False"
                     )
+
+    def _check_several_draws(self, part: tuple[str, ...]) -> None:
+        """Several draws share what is clean and what is queried, so neither may tell one draw of another."""
+        for group in self.needed(part):
+            row = self.depends[self.groups.index(group)]
+            stream = self.spec.stream(group.stream)
+            shared = group.clean or stream.role == "predicted" or stream.head == "diffusion"
+            noisy = [k for k in np.flatnonzero(row) if not self.groups[k].clean and self.groups[k] != group]
+            if shared and noisy:
+                raise ValueError(
+                    f"{self.spec.name}: {group} depends on {self.groups[noisy[0]]}, so draws of it would see each other; "
+                    "set noise.draws=1"
+                )
 
     def _check_leaks(self) -> None:
         """Nothing may be predicted from what is only known once it has come true."""
         for i, group in enumerate(self.groups):
             for j in np.flatnonzero(self.depends[i]):
                 key = self.groups[j]
-                ahead = key.clean and key.block > 0 and not group.clean and key.block >= group.block
-                imagined = key.stream in self.spec.generated and key.stream != group.stream and key.block == group.block
-                if ahead and not imagined:
-                    raise ValueError(
-                        f"{self.spec.name}: visibility '{self.spec.visibility}' lets {group} depend on the true {key}, "
-                        "which is not known yet; look at it with: wam zoo show NAME --picture FILE"
-                    )
+                if group.clean or not self._leaks(group, key):
+                    continue
+                raise ValueError(
+                    f"{self.spec.name}: visibility '{self.spec.visibility}' lets {group} depend on the true {key}, "
+                    "which is not known yet; look at it with: wam zoo show NAME --picture FILE"
+                )
+
+    def _leaks(self, group: Group, key: Group) -> bool:
+        """Whether what ``key`` holds is only known once ``group`` is: the same data, or what comes after."""
+        of_group, of_key = self.spec.stream(group.stream), self.spec.stream(key.stream)
+        same = (of_group.data_of or of_group.name) == (of_key.data_of or of_key.name)
+        if not key.clean:  # another noise over the same data; what is not trained may be seen, and sees nothing by it
+            return same and of_group.name != of_key.name and of_group.loss_weight > 0
+        if key.block == 0 or key.block < group.block:
+            return False
+        if key.block > group.block or same or of_key.role == "context":
+            return True
+        # An imagined block is finished at test time, but the state at its end is not known.
+        return self.autoregressive and "state" in self.spec.expert(of_key.expert).conditions
 
     @property
     def num_blocks(self) -> int:
@@ -236,7 +284,10 @@ class Layout:
         """Those of ``groups`` that depend on nothing predicted of the ``moving`` streams: to be computed once."""
         changes = np.array([not g.clean and g.stream in moving for g in self.groups])
         index = {group: i for i, group in enumerate(self.groups)}
-        return tuple(g for g in groups if not (self.depends[index[g]] & changes).any())
+        groups = tuple(groups)
+        changing = [g for g in groups if (self.depends[index[g]] & changes).any()]
+        kept_back = {*changing, *(self.branch_source(g) for g in changing if not g.clean)}
+        return tuple(g for g in groups if g not in kept_back)
 
     @functools.cached_property
     def context(self) -> tuple[Group, ...]:
@@ -254,18 +305,23 @@ class Layout:
                 sees[i, j] = any(not g.clean and g.stream == key for g in groups)
         return components(sees, names)
 
+    def dependencies(self, streams: Collection[str]) -> set[str]:
+        """The generated streams that have to run, or to be given, for these."""
+        block = 1 if self.autoregressive else None
+        return {g.stream for g in self.needed(streams, block) if not g.clean or g.block > 0}
+
     def droppable(self, mode: str) -> tuple[str, ...]:
         """Generated streams that need not run for the actions of a mode: leaving them out changes nothing."""
         moved = [m.stream for s in self.spec.mode(mode).stages for m in s.moves]
         acting = [name for name in moved if self.spec.stream(name).kind in ("action", "latent_action")]
-        used = {g.stream for g in self.needed(acting) if not g.clean or g.block > 0}
+        used = self.dependencies(acting)
         return tuple(name for name in self.spec.generated if acting and name not in used)
 
     @functools.cached_property
     def autoregressive(self) -> bool:
         """Whether blocks are predicted one after the other, each given what really came before (teacher forcing)."""
         return any(
-            self.visible[i, j] and k.clean and 0 < k.block < q.block and self.spec.stream(k.stream).role != "context"
+            self.visible[i, j] and k.clean and 0 < k.block < q.block
             for i, q in enumerate(self.groups)
             if not q.clean
             for j, k in enumerate(self.groups)

@@ -152,7 +152,7 @@ class StreamMap(nnx.Module):
 
     def positions(self, block: int) -> Float[np.ndarray, "N 3"]:
         """(control step, row, column) of a block's tokens, in units of the rotary positions."""
-        spec, steps = self.layout.spec, self.layout.interface.frame_steps
+        steps = self.layout.interface.frame_steps
         if self.kind in ("features", "learned"):
             return np.zeros((self.layout.size(self.stream, 0), 3), np.float32)
         start, stop = self.layout.span(self.stream, block)
@@ -164,7 +164,7 @@ class StreamMap(nnx.Module):
             times = steps if self.kind == "frames" or self.stream.kind == "latent_action" else range(stop)
             where = np.zeros((stop - start, 3), np.float32)
             where[:, 0] = np.array([times[i] for i in range(start, stop)])
-        return where * np.array([spec.time_scale, 1, 1], np.float32)
+        return where * np.array([self.layout.time_scale, 1, 1], np.float32)
 
     def _grid(self, time: float) -> Float[np.ndarray, "N 3"]:
         rows, columns = np.meshgrid(*(np.arange(size) for size in self.layout.grid), indexing="ij")

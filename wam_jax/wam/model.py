@@ -29,6 +29,7 @@ class Known:
     Attributes:
       values: data of each stream, as in a batch.
       present: which of it is there: [B, t, V] of frames, [B, t] otherwise; a stream without an entry is all there.
+      counted: which of it counts in a loss, by as many of its first axes as the mask has; nothing at control time.
       proprio: normalised proprioception at the frames that are known; the state that conditions adaLN.
       text: of the instruction.
       embodiment: which robot's input and output maps.
@@ -36,6 +37,7 @@ class Known:
 
     values: dict[str, Float[Array, "B t ..."]]
     present: dict[str, Bool[Array, "B t ..."]]
+    counted: dict[str, Bool[Array, "B t ..."]]
     proprio: Float[Array, "B t P"]
     text: Text
     embodiment: Int[Array, "B"]
@@ -218,7 +220,7 @@ class WorldActionModel(nnx.Module):
         where = self._map(group.stream).positions(group.block)
         if context.time is None:
             return where
-        return jnp.asarray(where).at[:, 0].add(context.time * self.spec.time_scale)
+        return jnp.asarray(where).at[:, 0].add(context.time * self.layout.time_scale)
 
     def _modulate(self, groups: Sequence[Group], context: Context, noisy: Mapping[str, Noisy]):
         """Which row of modulation each group has, the rows of every expert, and their embeddings for the heads."""

@@ -210,8 +210,8 @@ class Asynchronous:
             return own
         leader = own[self.leader]
         clean = jax.random.uniform(clean_key, (*leader.shape[:2], 1)) < self.clean_share
-        lag = jax.random.beta(lag_key, self.a, self.b, clean.shape)
-        behind = leader[..., :1] + lag * (1 - leader[..., :1])
-        levels = {name: jnp.where(clean, level, jnp.broadcast_to(behind, level.shape)) for name, level in own.items()}
+        lag = jax.random.beta(lag_key, self.a, self.b, leader.shape)
+        behind = leader + lag * (1 - leader)
+        levels = {name: jnp.where(clean, level, behind) for name, level in own.items()}
         levels[self.leader] = jnp.where(clean, 0.0, leader)
         return {name: shift(level, self.factor) for name, level in levels.items()}

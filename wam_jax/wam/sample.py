@@ -85,7 +85,7 @@ def needed_moves(model: WorldActionModel, plan: Mode, want: Collection[str] | No
 
 
 def _dependencies(model: WorldActionModel, streams: Iterable[str]) -> set[str]:
-    return {g.stream for g in model.layout.needed(list(streams)) if not g.clean or g.block > 0}
+    return model.layout.dependencies(list(streams))
 
 
 class _Sampler:
@@ -104,6 +104,10 @@ class _Sampler:
             shape = (batch, 1, *self.layout.future_shape(stream, self.block))
             index = model.spec.generated.index(name)
             noise = jax.random.normal(jax.random.fold_in(key, index), shape)
+            if name in given and given[name].shape[1:] != shape[2:]:
+                raise ValueError(
+                    f"{model.spec.name}: given {name!r} has shape {given[name].shape[1:]}, the future has {shape[2:]}"
+                )
             values = given[name][:, None] if name in given else noise if stream.role == "denoised" else jnp.zeros(shape)
             self._set(name, values, 0.0 if name in given else 1.0)
         for name in plan.given:
@@ -118,18 +122,17 @@ class _Sampler:
         # A diffusion head's stream changes in the head; to the trunk it is a query, the same in every step.
         changing = {s for s in later if model.spec.stream(s).head != "diffusion"}
         now = {s for s in streams if s in changing}
-        contexts = [self.context]
-        contexts[0] = self._extend(contexts[0], layout.constant(needed, changing))
-        self.context = contexts[0]
+        self.context = self._extend(self.context, self.known, layout.constant(needed, changing))
+        passes = [(self.context, self.known)]
         if any(move.guidance != 1.0 for move in stage.moves):
-            contexts.append(self._without_text())
+            passes.append(self._without_text())
         constant = layout.constant(needed, now)
-        contexts = [self._extend(context, constant) for context in contexts]
-        groups = tuple(g for g in needed if g not in contexts[0].cache.groups)
+        passes = [(self._extend(context, known, constant), known) for context, known in passes]
+        groups = tuple(g for g in needed if g not in passes[0][0].cache.groups)
 
         def velocity(states: Mapping[str, Noisy]) -> dict[str, Array]:
             found = [
-                model.predict(context, groups, self.known, {**self.states, **states}, streams) for context in contexts
+                model.predict(context, groups, known, {**self.states, **states}, streams) for context, known in passes
             ]
             if len(found) == 1:
                 return found[0]
@@ -182,19 +185,23 @@ class _Sampler:
         if KINDS[stream.kind] == "patches" and name in self.known.values:
             data = jnp.concatenate([self.known.values[name][:, :1], data], 1)
         elif KINDS[stream.kind] == "frames":
-            return
+            frames, step = self.layout.data_shape(stream)[0], self.layout.frames_per_block
+            whole = jnp.zeros((len(data), frames, data.shape[-1]))
+            if name in self.known.values:
+                whole = whole.at[:, :1].set(self.known.values[name][:, :1])
+            data = whole.at[:, step : step * data.shape[1] + 1 : step].set(data)
         self.known = dataclasses.replace(self.known, values={**self.known.values, name: data})
 
-    def _extend(self, context: Context, groups: Iterable[Group]) -> Context:
+    def _extend(self, context: Context, known: Known, groups: Iterable[Group]) -> Context:
         new = [g for g in groups if g not in context.cache.groups]
-        return self.model.extend(context, new, self.known, self.states)
+        return self.model.extend(context, new, known, self.states)
 
-    def _without_text(self) -> Context:
+    def _without_text(self) -> tuple[Context, Known]:
         nothing = dataclasses.replace(self.known, text=without_text(self.known.text))
         context = self.model.begin(nothing, self.context.time)
         # What a causal model remembers was read with its instruction; a second memory without one is not kept.
         cache = self.context.cache if self.layout.autoregressive else context.cache
-        return dataclasses.replace(context, cache=cache)
+        return dataclasses.replace(context, cache=cache), nothing
 
     def _check(self, needed: Iterable[Group]) -> None:
         where = f"{self.model.spec.name}: mode {self.plan.name!r}"
@@ -214,9 +221,11 @@ def level_table(move: Move, start: float, steps: int, even: bool = False) -> Flo
     A move with fewer steps than its stage holds its level between them.
 
     Raises:
-      ValueError: if it has more.
+      ValueError: if it has more, or if the level would rise.
     """
     own = steps if even or move.steps is None else move.steps
+    if move.to > start:
+        raise ValueError(f"stream {move.stream!r} would move up, from noise level {start:g} to {move.to:g}")
     if own > steps:
         raise ValueError(f"stream {move.stream!r} has {own} steps in a stage of {steps}; raise the stage's steps")
     first, last = (_unshift(level, move.shift) for level in (start, move.to))

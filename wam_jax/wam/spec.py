@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable
 
-from wam_jax.wam.noise import INDEPENDENT, Joint, StreamNoise
+from wam_jax.wam.noise import INDEPENDENT, Independent, Joint, StreamNoise
 from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED, Rule
 
 # What a stream's data is, and how it becomes tokens.
@@ -159,12 +159,12 @@ class Spec:
       patch_size: latent rows and columns merged into one video token.
       learned_positions: learned grid positions beside rotary ones, shared by cameras; else cameras lie side by side in
         the rotary columns.
-      time_scale: rotary positions a control step.
+      time_scale: rotary positions a control step; None counts frames, as Wan does.
       context_noise: standard deviation of Gaussian noise on clean latents in training (augmentation).
       text_dropout: share of training samples without their instruction, for guidance.
       dtype: of activations; parameters, softmax and norms are float32.
       remat: what the backward pass computes again: "none" nothing, "dots" all but matrix products, "attention" all but
-        the attention of a fused kernel, "full" each layer.
+        splash's attention (as "full" elsewhere), "full" each layer.
       unroll: layers in one iteration of the scan; all of them is faster on a CPU and slower to compile.
 
     Raises:
@@ -184,7 +184,7 @@ class Spec:
     history: int = 0
     patch_size: int = 2
     learned_positions: bool = True
-    time_scale: float = 1.0
+    time_scale: float | None = 1.0
     context_noise: float = 0.0
     text_dropout: float = 0.0
     dtype: str = "float32"
@@ -247,12 +247,24 @@ def _problems(spec: Spec) -> Iterable[str]:
         names = [item.name for item in items]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             yield f"{what} {', '.join(map(repr, repeated))} appear twice; give each a name of its own"
+    yield from _noise_problems(spec)
     for expert in spec.experts:
         yield from (f"expert {expert.name!r}: {problem}" for problem in _expert_problems(spec, expert))
     for stream in spec.streams:
         yield from (f"stream {stream.name!r}: {problem}" for problem in _stream_problems(spec, stream))
     for mode in spec.modes:
         yield from (f"mode {mode.name!r}: {problem}" for problem in _mode_problems(spec, mode))
+
+
+def _noise_problems(spec: Spec) -> Iterable[str]:
+    named = [getattr(spec.noise, field, None) for field in ("leader", "given")]
+    denoised = [stream.name for stream in spec.streams if stream.noise]
+    for name in named:
+        if name is not None and name not in denoised:
+            yield f"noise names {name!r}, which is not denoised (has: {', '.join(denoised)})"
+    shared = not isinstance(spec.noise, Independent)
+    if shared and len({stream.noise.per_block for stream in spec.streams if stream.noise}) > 1:
+        yield "noise that streams share needs noise.per_block alike in all of them"
 
 
 def _expert_problems(spec: Spec, expert: Expert) -> Iterable[str]:
@@ -264,6 +276,8 @@ def _expert_problems(spec: Spec, expert: Expert) -> Iterable[str]:
         if other is not None and (other not in names or other == expert.name):
             yield f"{field} names {other!r}; it must be another expert (has: {', '.join(names)})"
             return
+    if expert.attention_of and (expert.bridge or spec.expert(expert.attention_of).attention_of):
+        yield f"attention_of={expert.attention_of!r} must be an expert with attention of its own, and no bridge beside it"
     if expert.attention_of and spec.expert(expert.attention_of).width != expert.width:
         yield f"attention_of={expert.attention_of!r} shares weights, so widths must be equal; set width={expert.width}"
     if expert.bridge:
@@ -272,8 +286,8 @@ def _expert_problems(spec: Spec, expert: Expert) -> Iterable[str]:
             yield f"bridge.layers {layers!r} is unknown (has: spread, parallel, 0 to {spec.num_layers - 1})"
         if not expert.bridge.parallel and (of.bridge or of.branch_of):
             yield f"bridge reads {of.name!r}, which runs no earlier; let it read an expert of the trunk itself"
-        if not expert.bridge.parallel and any(e.branch_of for e in spec.experts):
-            yield "a bridge to tapped layers and a branch cannot be in one spec; make the bridge parallel"
+        if any(e.branch_of for e in spec.experts):
+            yield "a bridge and a branch cannot be in one spec; let the branch be a stream of the trunk"
     own_depth = expert.branch_of or (expert.bridge and not expert.bridge.parallel)
     if not own_depth and spec.layers(expert) != spec.num_layers:
         yield f"layers={expert.layers} differs from num_layers={spec.num_layers}; only branches and layers that tap may"
@@ -295,6 +309,8 @@ def _stream_problems(spec: Spec, stream: Stream) -> Iterable[str]:
         yield f"role {stream.role!r} is unknown (has: {', '.join(ROLES)})"
     if (stream.role == "denoised") != (stream.noise is not None):
         yield f"role {stream.role!r} {'needs' if stream.role == 'denoised' else 'has no'} noise"
+    if stream.head == "diffusion" and (stream.role != "denoised" or stream.per_embodiment):
+        yield "a diffusion head needs role 'denoised' and per_embodiment=False"
     if stream.head not in ("linear", "diffusion"):
         yield f"head {stream.head!r} is unknown (has: linear, diffusion)"
     if stream.data_of is not None and stream.data_of not in streams:
@@ -313,8 +329,13 @@ def _mode_problems(spec: Spec, mode: Mode) -> Iterable[str]:
         if name not in spec.generated:
             yield f"{name!r} is not generated (has: {', '.join(spec.generated)})"
     for stage in mode.stages:
+        if stage.steps < 1:
+            yield f"a stage needs 1 step or more, got {stage.steps}"
         if stage.solver not in SOLVERS:
             yield f"solver {stage.solver!r} is unknown (has: {', '.join(SOLVERS)})"
+    for name in (*mode.given, *mode.missing):
+        if name in spec.generated and (spec.stream(name).role != "denoised" or spec.stream(name).head == "diffusion"):
+            yield f"{name!r} is queried, so the model does not see whether it is given or missing"
     if both := sorted(set(mode.given) & {*moved, *mode.missing}):
         yield f"{both[0]!r} is given, so it cannot be moved or missing"
 

@@ -29,7 +29,7 @@ class Size:
     action_conditions: tuple[str, ...] = ()
     patch_size: int = 2
     learned_positions: bool = False
-    time_scale: float = 1.0
+    time_scale: float | None = None
     dtype: str = "bfloat16"
     remat: str = "full"
     unroll: int = 1
@@ -52,7 +52,7 @@ class Size:
 DEBUG = Size(
     layers=3, heads=4, head_dim=32, video=128, video_ffn=384, action=64, action_ffn=192, action_layers=2,
     conditions=("text",), action_conditions=("text", "state"), learned_positions=True, dtype="float32", remat="none",
-    unroll=3,
+    unroll=3, time_scale=1.0,
 )  # fmt: skip
 
 # Wan 2.1 (arXiv 2503.20314) and 2.2 configurations; action experts of Fast-WAM's shape (1024 wide), narrower at 1.3B.
