@@ -54,9 +54,17 @@ def evaluate(
     for task in tasks:
         began = time.monotonic()
         image_size = trained.meta["identity"]["tokenizer"]["image_size"][0]
-        results.append(evaluate_task(task, trained, task_text(task), image_size, settings, mesh))
+        robot = embodiment_of(trained, task)
+        results.append(evaluate_task(task, trained, task_text(task), image_size, settings, mesh, robot))
         seconds[task] = round(time.monotonic() - began, 1)
     return results, seconds
+
+
+def embodiment_of(trained: Trained, task: str) -> int:
+    """Which robot the task's demonstrations were said to be of; the first, for a task that was not trained."""
+    config = trained.meta["config"]
+    tasks, embodiments = config["demos"]["tasks"], config["data"].get("embodiments") or []
+    return embodiments[tasks.index(task)] if embodiments and task in tasks else 0
 
 
 def task_text(task: str) -> Text:

@@ -24,7 +24,8 @@ def make(tiny, batch, tokenizer, name, **options):
     codec = ActionCodec(np.zeros(4, bool), Affine.identity(4))
     policy = Policy(definition=definition, codec=codec, proprio=Affine.identity(3), **options)
     images = np.random.default_rng(0).integers(0, 255, (8, 2, 16, 16, 3), dtype=np.uint8)
-    observation = Observation(images=jnp.asarray(images), proprio=jnp.asarray(batch.proprio[:, 0]), text=batch.text)
+    proprio = jnp.asarray(batch.proprio[:, 0])
+    observation = Observation(images=jnp.asarray(images), proprio=proprio, text=batch.text, embodiment=batch.embodiment)
     return policy, PolicyParams(model=tiny.params(definition), tokenizer=tokenizer), observation
 
 

@@ -1,7 +1,6 @@
 """A policy is a pure function: observation in, action chunk out."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +9,10 @@ from jaxtyping import Array, Float, UInt8
 from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.nn.module import Definition, Params
 from wam_jax.tokenizers.visual import FrozenTokenizer
-from wam_jax.types import Observation
+from wam_jax.types import Batch, Observation
 from wam_jax.wam.history import History, empty_history, generate, observe
 from wam_jax.wam.model import Known, WorldActionModel
 from wam_jax.wam.sample import sample
-from wam_jax.wam.spec import KINDS
 
 
 @jax.tree_util.register_dataclass
@@ -60,6 +58,8 @@ class Policy:
         model = self.definition.bind(params.model)
         if not model.layout.autoregressive:
             return None
+        if self.candidates > 1:
+            raise ValueError(f"{model.spec.name} remembers one past, not several; set evaluation.candidates=1")
         known = self._known(model, params, observation)
         shape = (len(known.embodiment), model.layout.actions_per_block, model.interface.action_size)
         return PolicyState(empty_history(model, known), jnp.zeros(shape))
@@ -100,13 +100,14 @@ class Policy:
           ValueError: if the model predicts no value.
         """
         count = self.candidates
-        if not any(stream.name == "value" for stream in model.spec.streams):
+        value = next((stream.name for stream in model.spec.streams if stream.kind == "value"), None)
+        if value is None:
             raise ValueError(f"{model.spec.name} has no value stream to choose by; set evaluation.candidates=1")
         repeated: Known = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), known)
-        found = sample(model, repeated, rng, self.mode, want=("action", "value"), steps=self.steps)
-        value = found["value"].mean(tuple(range(1, found["value"].ndim))).reshape(-1, count)
+        found = sample(model, repeated, rng, self.mode, want=("action", value), steps=self.steps)
+        worth = found[value].mean(tuple(range(1, found[value].ndim))).reshape(-1, count)
         chunks = found["action"].reshape(-1, count, *found["action"].shape[1:])
-        return jnp.take_along_axis(chunks, value.argmax(1)[:, None, None, None], axis=1)[:, 0]
+        return jnp.take_along_axis(chunks, worth.argmax(1)[:, None, None, None], axis=1)[:, 0]
 
     def _known(self, model: WorldActionModel, params: PolicyParams, observation: Observation) -> Known:
         """The present: what was observed, normalised and tokenised."""
@@ -114,25 +115,31 @@ class Policy:
         return present(model, params.tokenizer.encode(observation.images), proprio, observation)
 
 
-def present(model: WorldActionModel, latents: Array, proprio: Array, said: Any) -> Known:
-    """What is known at control time: one frame, one state, the instruction of ``said.text``."""
+def present(
+    model: WorldActionModel, latents: Array, proprio: Array, said: Batch | Observation, cameras: Array | None = None
+) -> Known:
+    """What is known at control time: one frame, one state, the instruction and the robot of ``said``.
+
+    ``cameras`` [B, V] tells which of them are there; None: all.
+    """
     data = {"video": latents[:, None], "state": proprio[:, None]}
     values = {s.name: data[s.kind] for s in model.spec.streams if s.kind in data and s.data_of is None}
-    embodiment = getattr(said, "embodiment", jnp.zeros(len(proprio), jnp.int32))
-    return Known(values=values, present={}, counted={}, proprio=proprio[:, None], text=said.text, embodiment=embodiment)
+    views = [name for name in values if model.spec.stream(name).kind == "video"]
+    seen = {} if cameras is None else dict.fromkeys(views, cameras[:, None])
+    return Known(
+        values=values,
+        present=seen,
+        counted={},
+        proprio=proprio[:, None],
+        text=said.text,
+        embodiment=jnp.asarray(said.embodiment),
+    )
 
 
 def imagining_mode(model: WorldActionModel) -> str | None:
     """The mode that gives video: "video", else "joint", else "policy"; None if there is none."""
     for name in ("video", "joint", "policy"):
-        for mode in model.spec.modes:
-            moved = {move.stream for stage in mode.stages for move in stage.moves}
-            if (
-                mode.name == name
-                and not mode.given
-                and any(
-                    s.name in moved and s.kind == "video" and KINDS[s.kind] == "patches" for s in model.spec.streams
-                )
-            ):
-                return name
+        found = [mode for mode in model.spec.modes if mode.name == name and not mode.given]
+        if any(move.stream == "video" for mode in found for stage in mode.stages for move in stage.moves):
+            return name
     return None

@@ -64,8 +64,9 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What a policy sees at one control step: raw pixels, normalised proprioception, the instruction's features."""
+    """What a policy sees at one control step: raw pixels and proprioception, the instruction, which robot."""
 
     images: UInt8[Array, "*B V H W 3"]
     proprio: Float[Array, "*B P"]
     text: Text
+    embodiment: Int[Array, "*B"]

@@ -29,8 +29,9 @@ from wam_jax.training.losses import wam_loss
 from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
 from wam_jax.training.state import count_params, init_state, state_shardings
 from wam_jax.training.step import make_step
-from wam_jax.wam.fake import random_batch
+from wam_jax.wam.fake import abstract_batch, random_batch
 from wam_jax.wam.model import WorldActionModel
+from wam_jax.wam.spec import REMAT
 from wam_jax.zoo import make_spec
 
 # bf16 matrix peak of a chip in FLOP/s, dense, from the makers' data sheets; matched against the device's name.
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default="debug", help="one of its sizes (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="samples a step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=10, help="timed steps (default: %(default)s)")
-    parser.add_argument("--remat", help="none, dots or full (default: the size's)")
+    parser.add_argument("--remat", choices=REMAT, help="default: the size's")
     parser.add_argument("--config", default="configs/common.py", help="platform and mesh (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
 
@@ -65,7 +66,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     batch = jax.device_put(random_batch(spec, interface, args.batch), batch_sharding(mesh))
     plain = define(lambda rngs: WorldActionModel(make_spec(args.spec, args.size, remat="none"), interface, rngs))
     model_loss = wam_loss(plain)
-    flops = count_flops(jax.grad(lambda p, b: model_loss(p, None, b, jax.random.key(0))[0]), state.params, batch).total
+    with jax.default_device(jax.devices("cpu")[0]):  # counted on plain operations: fused attention hides its products
+        gradient = jax.grad(lambda p, b: model_loss(p, None, b, jax.random.key(0))[0])
+        flops = count_flops(gradient, plain.shapes(), abstract_batch(spec, interface, args.batch)).total
     console.log(
         f"{args.spec} {args.size}: {count_params(state.params) / 1e6:.1f}M parameters, {flops / 1e12:.3f} TFLOP a step"
     )

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.latents import LatentCache
 from launch import devices
-from launch.config import load_config
+from launch.config import ConfigError, load_config, to_plain
 from launch.data import Data, interface_sizes, open_data
 from launch.demos import make_demos
 from launch.evaluate import task_text
@@ -36,6 +36,7 @@ from wam_jax.sim import compilation
 from wam_jax.sim.rollout import WamParams, observe
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.tokenizers.visual import FrozenTokenizer
+from wam_jax.training.checkpoint import first_difference
 from wam_jax.training.losses import wam_loss
 from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
 from wam_jax.training.restore import define_model
@@ -61,9 +62,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     began = time.monotonic()
     config = load_config(args.config, overrides)
     mesh = devices.start(config)
-    bench = _Bench(config, mesh, args.workdir)
     path = args.workdir / "zoo.json"
-    done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    asked = to_plain(config)
+    done = _finished(path, asked)
+    bench = _Bench(config, mesh, args.workdir)
     names = args.systems or sorted(SYSTEMS)
     for number, name in enumerate(names, start=1):
         if name in done:
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             continue
         console.log(f"{name} ({number} of {len(names)})")
         done[name] = bench.measure(name)
-        path.write_text(json.dumps(done, indent=1) + "\n")
+        path.write_text(json.dumps({"config": asked, "systems": done}, indent=1) + "\n")
     rows = [_row(name, done[name]) for name in names]
     report = Report("The zoo, measured", subtitle=f"{config.train.optimizer.steps} steps of {config.train.batch_size}")
     report.add_table("Systems", COLUMNS, rows)
@@ -80,6 +82,22 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     console.log(f"{console.duration(time.monotonic() - began)}; wrote {report.write(args.workdir)} and {path}")
     if failed:
         raise RuntimeError(f"the loss of {', '.join(failed)} did not fall; see {path}")
+
+
+def _finished(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run of the same configuration measured.
+
+    Raises:
+      ConfigError: if it was another configuration; names the first field.
+    """
+    if not path.exists():
+        return {}
+    saved = json.loads(path.read_text())
+    difference = first_difference(saved["config"], json.loads(json.dumps(config)))
+    if difference is not None:
+        field, old, new = difference
+        raise ConfigError(f"{path} was measured with {field}={old!r}, this run has {new!r}; choose another --workdir")
+    return saved["systems"]
 
 
 class _Bench:
@@ -131,7 +149,9 @@ class _Bench:
             state, metrics = step(state, None, batch)
             losses.append(float(metrics["loss"]))
             seconds.append(time.monotonic() - began)
-        flops = count_flops(jax.grad(lambda p, b: loss(p, None, b, jax.random.key(0))[0]), state.params, batch)
+        with jax.default_device(jax.devices("cpu")[0]):  # fused attention hides its products
+            gradient = jax.grad(lambda p, b: loss(p, None, b, jax.random.key(0))[0])
+            flops = count_flops(gradient, *jax.eval_shape(lambda *x: x, state.params, batch))
         tenth = max(1, numbers.steps // 10)
         first, last = float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))
         figures = {
@@ -163,7 +183,7 @@ class _ClosedLoop:
         """Success over the episodes, and the milliseconds that one chunk for one robot takes."""
         count = self.numbers.episodes
         states = self.reset(jax.random.split(jax.random.key(self.numbers.seed), count))
-        wam = WamParams(policy=params, text=self.text, misinform=jnp.asarray(False))
+        wam = WamParams(policy=params, text=self.text, embodiment=jnp.asarray(0), misinform=jnp.asarray(False))
         act = jax.jit(policy.act)
         memory, success = None, np.zeros(count, bool)
         for number in range(-(-self.env.episode_steps // self.execute)):

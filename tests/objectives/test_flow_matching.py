@@ -83,15 +83,47 @@ def test_weighting_is_by_noise_level(loss):
     assert metrics["loss/action"] == pytest.approx(np.exp(-2 * (levels - 0.5) ** 2).mean(), rel=0.15)
 
 
-def test_what_is_masked_does_not_matter(loss, batch):
-    def with_hidden(value: float):
-        actions = np.where(batch.action_mask, batch.actions, value).astype(np.float32)
-        latents = np.where(batch.image_mask[..., None, None, None], batch.latents, value).astype(np.float32)
-        return loss(batch=dataclasses.replace(batch, actions=actions, latents=latents), oracle=False)[0]
+def test_what_is_past_the_end_does_not_count(loss, batch):
+    outside = ~batch.action_mask[:, None]
+    assert outside.any()
+    assert loss("reactive", error=np.where(outside, 5.0, 0.0))[0] < 1e-6
+    inside = np.where(outside, 0.0, 5.0)
+    assert loss("reactive", error=inside)[0] == pytest.approx(25.0, rel=1e-3)
 
-    assert with_hidden(99.0) == with_hidden(0.0)
-    seen = dataclasses.replace(batch, actions=np.where(batch.action_mask, 99.0, batch.actions).astype(np.float32))
-    assert loss(batch=seen, oracle=False)[0] != with_hidden(0.0)
+
+def test_one_dimension_of_the_action_can_be_left_out(loss, batch):
+    mask = batch.action_mask.copy()
+    mask[..., 3] = False
+    narrow = dataclasses.replace(batch, action_mask=mask)
+    error = np.zeros((1, 1, 1, 4))
+    error[..., 3] = 5.0
+    assert loss("reactive", error=error, batch=narrow)[0] < 1e-6
+    assert loss("reactive", error=error)[0] > 1
+
+
+def test_data_that_is_not_there_does_not_matter(loss, batch):
+    """An absent camera, and an action-free sample, may hold anything."""
+
+    def with_garbage(value: float):
+        image_mask, action_mask = batch.image_mask.copy(), batch.action_mask.copy()
+        image_mask[0, :, 1], action_mask[2] = False, False
+        latents, actions = batch.latents.copy(), batch.actions.copy()
+        latents[0, :, 1], actions[2] = value, value
+        changes = {"latents": latents, "actions": actions, "image_mask": image_mask, "action_mask": action_mask}
+        return loss(batch=dataclasses.replace(batch, **changes), oracle=False)[0]
+
+    assert with_garbage(99.0) == with_garbage(0.0)
+
+
+def test_the_end_of_an_episode_is_not_told(tiny, batch):
+    """The model meets what the loader holds past the end; absence would tell it what no robot knows."""
+    definition = tiny.define("fast_wam")
+    model = definition.bind(tiny.params(definition))
+    known = known_from_batch(model, batch, jnp.asarray(batch.latents))
+    assert not batch.action_mask.all()
+    assert np.asarray(known.present["action"]).all()
+    assert np.asarray(known.present["video"]).all()
+    np.testing.assert_array_equal(known.values["action"], batch.actions)
 
 
 def test_action_free_video_has_no_action_loss_and_pure_noise_for_actions(loss, batch, tiny, monkeypatch):

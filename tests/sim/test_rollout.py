@@ -56,7 +56,8 @@ def policy_and_params(env):
     )
     count = len(env.instructions)
     text = Text(features=jax.random.normal(jax.random.key(4), (count, 3, 8)), mask=jnp.ones((count, 3), bool))
-    wam = WamParams(policy=PolicyParams(model=params, tokenizer=tokenizer), text=text, misinform=jnp.asarray(False))
+    acting = PolicyParams(model=params, tokenizer=tokenizer)
+    wam = WamParams(policy=acting, text=text, embodiment=jnp.asarray(0), misinform=jnp.asarray(False))
     return policy, wam
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from wam_jax.wam.layout import Layout
 from wam_jax.wam.spec import Interface
-from wam_jax.wam.visibility import CHUNK_CAUSAL, FIRST_FRAME_CAUSAL, ISOLATED, Rule, sees_imagined
+from wam_jax.wam.visibility import CHUNK_CAUSAL, FIRST_FRAME_CAUSAL, ISOLATED, Rule, sees_imagined, window
 from wam_jax.zoo import SYSTEMS, make_spec
 
 INTERFACE = Interface(
@@ -82,7 +82,7 @@ def test_models_that_see_what_really_came_before_are_autoregressive(name, expect
     ("changes", "message"),
     [
         (
-            {"visibility": CHUNK_CAUSAL & ISOLATED | sees_imagined("action", "video"), "chunk_frames": 1},
+            {"visibility": CHUNK_CAUSAL & ISOLATED | sees_imagined("action", "video"), "chunk_frames": 1, "history": 1},
             "lets action 1 noisy depend on the true state 1, which is not known yet",
         ),
         (
@@ -97,6 +97,49 @@ def test_layout_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match="fast_wam") as error:
         _ = Layout(spec, INTERFACE)
     assert message in str(error.value)
+
+
+def with_draws(spec, draws):
+    streams = tuple(
+        dataclasses.replace(s, noise=dataclasses.replace(s.noise, draws=draws)) if s.noise else s for s in spec.streams
+    )
+    return dataclasses.replace(spec, streams=streams)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (lambda: with_draws(make_spec("videovla"), 2), "so draws of it would see each other; set noise.draws=1"),
+        (lambda: with_draws(make_spec("uwm"), 2), "video 0 depends on video 1 noisy, so draws of it would see each other"),
+        (
+            lambda: dataclasses.replace(make_spec("agra"), visibility=FIRST_FRAME_CAUSAL),
+            "lets video 1 noisy depend on the true features 1 noisy, which is not known yet",
+        ),
+        (lambda: make_spec("dreamzero", history=0), "acts on what came before; set history to 1 or more blocks"),
+        (
+            lambda: dataclasses.replace(make_spec("repwam"), visibility=CHUNK_CAUSAL & window(1)),
+            "block 1 sees nothing of the present; widen its window",
+        ),
+    ],
+)
+def test_what_would_be_wrong_in_silence_is_refused(spec, message):
+    with pytest.raises(ValueError, match=r"videovla|uwm|agra|dreamzero|repwam") as error:
+        Layout(spec(), INTERFACE)
+    assert message in str(error.value)
+
+
+def test_state_at_the_end_of_a_block_does_not_reach_its_actions_through_adaln():
+    conditioned = make_spec("lingbot_va", conditions=("text", "state"))
+    with pytest.raises(ValueError, match="lets action 1 noisy depend on the true video 1, which is not known yet"):
+        Layout(conditioned, INTERFACE)
+
+
+def test_causal_isolated_actions_need_no_imagined_video():
+    spec = dataclasses.replace(
+        make_spec("fast_wam"), visibility=CHUNK_CAUSAL & ISOLATED, chunk_frames=1, history=2,
+        streams=tuple(s for s in make_spec("fast_wam").streams if s.name != "state"),
+    )  # fmt: skip
+    assert Layout(spec, INTERFACE).droppable("policy") == ("video",)
 
 
 def test_streams_that_influence_each_other_are_drawn_alike():

@@ -1,12 +1,14 @@
 """Sampling: exact with an oracle, the same with and without caches, and only what is needed."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wam_jax.nn.module import define
 from wam_jax.objectives.flow_matching import known_from_batch
 from wam_jax.policy import present
 from wam_jax.wam.history import empty_history, generate, observe
@@ -14,6 +16,7 @@ from wam_jax.wam.layout import Layout
 from wam_jax.wam.model import Known, Noisy, WorldActionModel
 from wam_jax.wam.sample import level_table, needed_moves, sample
 from wam_jax.wam.spec import Mode, Move, Stage
+from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED, sees_imagined
 
 
 def oracle(data):
@@ -154,6 +157,54 @@ def test_guidance_of_one_changes_nothing_and_more_does(tiny, batch):
     np.testing.assert_allclose(action(1.0 + 1e-6), plain, atol=1e-3)
 
 
+def test_guidance_also_drops_text_that_is_part_of_the_sequence(tiny, batch):
+    model = bound(tiny, "videovla", conditions=(), action_conditions=())
+
+    def action(guidance: float):
+        moves = (Move("video", guidance=guidance), Move("action", guidance=guidance))
+        model.spec = dataclasses.replace(
+            model.spec, modes=(Mode(name="policy", stages=(Stage(moves=moves, steps=2),)),)
+        )
+        return sample(model, now(model, batch), jax.random.key(0))["action"]
+
+    assert np.abs(action(3.0) - action(1.0)).max() > 1e-3
+
+
+def test_a_branch_can_be_read_out_in_a_stage_of_its_own(tiny, batch):
+    model = bound(tiny, "x_wam")
+    first = Stage(moves=(Move("video"), Move("action")), steps=2)
+    later = Stage(moves=(Move("depth"),), steps=1)
+    model.spec = dataclasses.replace(model.spec, modes=(Mode(name="policy", stages=(first, later)),))
+    found = sample(model, now(model, batch), jax.random.key(0))
+    assert found["depth"].shape == batch.streams["depth"].values[:, 1:].shape
+
+
+def test_an_imagined_state_is_seen(tiny, batch):
+    """Actions that are read off a state that was denoised before."""
+    base = tiny.spec("unipi")
+    state = dataclasses.replace(base.stream("video"), name="state", kind="state")
+    spec = dataclasses.replace(
+        base,
+        streams=(base.stream("video"), state, base.stream("action")),
+        visibility=FIRST_FRAME_CAUSAL & ISOLATED | sees_imagined("action", "state"),
+        modes=(
+            Mode(
+                name="policy", stages=(Stage(moves=(Move("state"),), steps=2), Stage(moves=(Move("action"),), steps=1))
+            ),
+        ),
+    )
+    definition = define(lambda rngs: WorldActionModel(spec, tiny.interface, rngs))
+    model = definition.bind(tiny.params(definition))
+    one, other = (sample(model, now(model, batch), jax.random.key(seed))["action"] for seed in (0, 1))
+    assert np.abs(one - other).max() > 1e-4  # the noise of the state is all that differs
+
+
+def test_a_given_future_of_the_wrong_length_is_refused(tiny, batch):
+    model = bound(tiny, "uwm", registers=2)
+    with pytest.raises(ValueError, match=r"uwm: given 'action' has shape \(3, 4\), the future has \(4, 4\)"):
+        sample(model, now(model, batch), jax.random.key(0), "world_model", given={"action": jnp.zeros((8, 3, 4))})
+
+
 def test_given_streams_are_used_and_asked_for(tiny, batch):
     model = bound(tiny, "uwm", registers=2)
     known, key = now(model, batch), jax.random.key(0)
@@ -231,7 +282,7 @@ def test_the_oldest_block_leaves_and_the_newest_comes_last(tiny, batch):
     assert [g.block for g in histories[0].cache.groups] == [-1] * size + [0] * size
     assert not any(bool(e.present) for e in histories[0].cache.entries)
     assert [bool(e.present) for e in histories[1].cache.entries[:size]] == [False] * size
-    for older, newer in zip(histories[1:], histories[2:], strict=False):
+    for older, newer in itertools.pairwise(histories[1:]):
         kept, was_new = newer.cache.entries[:size], older.cache.entries[size:]
         for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(was_new), strict=True):
             np.testing.assert_array_equal(a, b)

@@ -84,9 +84,9 @@ def evaluate_heldout(policy: Policy, params: PolicyParams, batch: Batch, seed: i
     def predict(params: PolicyParams, part: Batch, key: jax.Array):
         model = policy.definition.bind(params.model)
         latents = encode_batch(params.tokenizer, part)[1]
-        known = present(model, latents[:, 0], part.proprio[:, 0], part)
+        known = present(model, latents[:, 0], part.proprio[:, 0], part, part.image_mask[:, 0])
         action_key, video_key = jax.random.split(key)
-        chunk = generate(model, known, action_key, policy.mode, ("action",))["action"]
+        chunk = generate(model, known, action_key, policy.mode, ("action",), policy.steps)["action"]
         decode, mode = params.tokenizer.decode, imagining_mode(model)
         # A model without a video stream imagines that nothing moves.
         video = jnp.repeat(latents[:, :1], latents.shape[1] - 1, axis=1)

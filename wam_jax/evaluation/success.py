@@ -81,7 +81,13 @@ class TaskResult:
 
 
 def evaluate_task(
-    task: str, trained: Trained, text: Text, image_size: int, config: EvaluationConfig, mesh: Mesh
+    task: str,
+    trained: Trained,
+    text: Text,
+    image_size: int,
+    config: EvaluationConfig,
+    mesh: Mesh,
+    embodiment: int = 0,
 ) -> TaskResult:
     """Runs every controller on the same episodes of one task.
 
@@ -92,15 +98,17 @@ def evaluate_task(
       image_size: what the model was trained on.
       config: numbers.
       mesh: episodes are spread over its devices.
+      embodiment: which of the model's robots the simulator's is.
     """
     env = Tabletop(task, image_size=image_size)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), config.episodes)
     policy = dataclasses.replace(trained.policy, candidates=config.candidates)
     policy_run = rollout(env, wam_actor(env, policy, config.execute), env.episode_steps)
     scripted_run = rollout(env, scripted_actor(env), env.episode_steps)
-    informed, misinformed = (
-        WamParams(policy=trained.params, text=text, misinform=jnp.asarray(flag)) for flag in (False, True)
+    informed = WamParams(
+        policy=trained.params, text=text, embodiment=jnp.asarray(embodiment), misinform=jnp.asarray(False)
     )
+    misinformed = dataclasses.replace(informed, misinform=jnp.asarray(True))
     untrained = dataclasses.replace(informed, policy=trained.untrained)
     plan: list[tuple[str, Callable, Any]] = [
         ("trained", policy_run, informed),

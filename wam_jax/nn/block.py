@@ -1,7 +1,8 @@
 """The Wan-compatible diffusion transformer block, cut where streams meet.
 
-A block is called in two halves, so that one attention can join tokens of several experts: ``project`` gives queries,
-keys and values; ``finish`` takes what was attended to and does the rest (residual, cross-attention, feed-forward).
+A block is called in parts, so that one attention can join tokens of several experts: ``project`` gives queries, keys
+and values; ``attend`` takes what was attended to and reads the instruction; ``read`` crosses a bridge, if there is one;
+``feed_forward`` ends the layer.
 Source: Wan 2.1 reference ``WanAttentionBlock`` (arXiv 2503.20314).
 """
 

@@ -96,7 +96,7 @@ def _there(stream: Stream, mask: Bool[Array, "B t ..."]) -> Bool[Array, "B t ...
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """The future of a stream: its data, which of it counts in the loss, and which of it the model is told to be there."""
+    """The future of a stream: its data, which of it counts in the loss, which of it the model is told to be there."""
 
     data: Float[Array, "B t ..."]
     mask: Bool[Array, "B t ..."]
@@ -225,7 +225,7 @@ def _first(count: int, tree):
     return (
         dataclasses.replace(rest, cache=cache),
         jax.tree.map(cut, known),
-        {name: _Target(cut(t.data), cut(t.mask), cut(t.any)) for name, t in targets.items()},
+        {name: _Target(cut(t.data), cut(t.mask), cut(t.present)) for name, t in targets.items()},
     )
 
 

@@ -35,11 +35,13 @@ class WamParams:
     Attributes:
       policy: model and tokenizer.
       text: features of every instruction of the environment, row by row.
+      embodiment: which of the model's robots the simulator's is.
       misinform: give the policy an instruction that names another object (the control for language).
     """
 
     policy: PolicyParams
     text: Text
+    embodiment: Int[Array, ""]
     misinform: Bool[Array, ""]
 
 
@@ -83,6 +85,7 @@ def observe(env: Tabletop, params: WamParams, states: SimState) -> Observation:
         images=jax.vmap(env.render)(states),
         proprio=jax.vmap(env.proprio)(states),
         text=Text(features=params.text.features[told], mask=params.text.mask[told]),
+        embodiment=jnp.broadcast_to(params.embodiment, told.shape),
     )
 
 
@@ -163,7 +166,9 @@ def imagine(policy: Policy) -> Callable[[WamParams, Array, Array, Array, jax.Arr
     def run(params: WamParams, frames: Array, proprio: Array, instruction: Array, key: jax.Array) -> Array:
         told = jnp.broadcast_to(instruction, proprio.shape[:2])
         text = Text(features=params.text.features[told], mask=params.text.mask[told])
-        observation = Observation(images=frames, proprio=proprio, text=text)
+        observation = Observation(
+            images=frames, proprio=proprio, text=text, embodiment=jnp.broadcast_to(params.embodiment, told.shape)
+        )
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), observation)
         return policy.imagine(params.policy, flat, key).reshape(*told.shape, -1, *frames.shape[2:])
 

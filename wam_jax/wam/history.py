@@ -1,7 +1,8 @@
 """A rolling key-value cache: what really happened, block after block, for models that are causal in time.
 
-A block that was only predicted may stand in the cache (imagining several blocks); once the robot has acted, real
-observations and executed actions take its place (LingBot-VA).
+A history is a value: ``observe`` gives a new one. While imagining several blocks ahead (``generate``), predicted blocks
+stand in it; a robot that acts adds what it really observed and executed to the history it had before, so predictions
+never outlive their execution (LingBot-VA).
 """
 
 import dataclasses
@@ -47,9 +48,7 @@ def entry_groups(model: WorldActionModel) -> tuple[Group, ...]:
 
 def empty_history(model: WorldActionModel, known: Known) -> History:
     """No past; ``known`` only gives the shapes."""
-    blank = jax.eval_shape(
-        lambda k: _run_block(model, model.begin(k, jnp.zeros(())), k, 1), _as_block(model, known, None)
-    )
+    blank = jax.eval_shape(lambda k: _run_block(model, model.begin(k, jnp.zeros(())), k), _as_block(model, known, None))
     entries = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank.entries)
     absent = tuple(dataclasses.replace(entry, present=jnp.zeros((), bool)) for entry in entries)
     slots = [_numbered(Cache(blank.groups, absent), -age) for age in reversed(range(model.spec.history))]
@@ -71,13 +70,11 @@ def observe(
         context = model.begin(known, jnp.zeros(()))
         groups = tuple(g for g in model.layout.needed(model.spec.generated, 1) if g.clean and g.block == 0)
         cache = model.extend(context, groups, known).cache
-        return History(_with_first(model, history.cache, cache), jnp.zeros(()), jnp.ones((), bool))
+        return History(_with_first(history.cache, cache), jnp.zeros(()), jnp.ones((), bool))
 
     def further(history: History) -> History:
         context = dataclasses.replace(model.begin(block, history.time), cache=history.cache)
-        return History(
-            _shifted(model, history.cache, _run_block(model, context, block, 1)), history.time + step, history.started
-        )
+        return History(_shifted(history.cache, _run_block(model, context, block)), history.time + step, history.started)
 
     history = jax.lax.cond(history.started, further, first, history)
     context = dataclasses.replace(model.begin(known, history.time), cache=history.cache)
@@ -85,19 +82,24 @@ def observe(
 
 
 def generate(
-    model: WorldActionModel, known: Known, key: jax.Array, mode: str = "policy", want: Collection[str] | None = None
+    model: WorldActionModel,
+    known: Known,
+    key: jax.Array,
+    mode: str = "policy",
+    want: Collection[str] | None = None,
+    steps: int | None = None,
 ) -> Values:
     """``sample`` over the whole window: a causal spec goes on block after block, taking what it predicted as real.
 
     The state stays that of the start, for what it will be is not known.
     """
     if not model.layout.autoregressive:
-        return sample(model, known, key, mode, want=want)
+        return sample(model, known, key, mode, want=want, steps=steps)
     history, executed, parts = empty_history(model, known), None, []
     acting = [stream.name for stream in model.spec.streams if stream.kind == "action"]
     for block in range(model.layout.num_blocks):
         history, context = observe(model, history, known, executed)
-        found = sample(model, known, jax.random.fold_in(key, block), mode, context=context)
+        found = sample(model, known, jax.random.fold_in(key, block), mode, steps=steps, context=context)
         parts.append(found)
         executed = next((found[name] for name in acting if name in found), None)
         values = {n: found[n][:, -1:] if n in found else data for n, data in known.values.items() if n not in acting}
@@ -106,10 +108,9 @@ def generate(
     return {name: jnp.concatenate([part[name] for part in parts], 1) for name in names}
 
 
-def _run_block(model: WorldActionModel, context: Context, known: Known, block: int) -> Cache:
+def _run_block(model: WorldActionModel, context: Context, known: Known) -> Cache:
     """Keys and values of one block's clean groups, which also see the history."""
     groups = entry_groups(model)
-    assert all(group.block == block for group in groups)
     history = context.cache
     cache = model.extend(context, groups, known).cache
     added = len(history.groups)
@@ -129,7 +130,7 @@ def _as_block(model: WorldActionModel, known: Known, executed: Array | None) -> 
     return dataclasses.replace(known, values=values, present={})
 
 
-def _with_first(model: WorldActionModel, blank: Cache, first: Cache) -> Cache:
+def _with_first(blank: Cache, first: Cache) -> Cache:
     """``first`` as the newest block of an empty history; groups that a first block lacks stay absent."""
     entries = list(blank.entries)
     for group, entry in zip(first.groups, first.entries, strict=True):
@@ -140,7 +141,7 @@ def _with_first(model: WorldActionModel, blank: Cache, first: Cache) -> Cache:
     return Cache(blank.groups, tuple(entries))
 
 
-def _shifted(model: WorldActionModel, old: Cache, new: Cache) -> Cache:
+def _shifted(old: Cache, new: Cache) -> Cache:
     """The oldest block leaves, ``new`` (block 1) becomes now."""
     size = len(new.groups)
     entries = (*old.entries[size:], *(_present(entry) for entry in new.entries))

@@ -54,17 +54,17 @@ class Layout:
         return 1 / (steps[1] - steps[0]) if self.spec.time_scale is None else self.spec.time_scale
 
     def _check_history(self) -> None:
+        if not any(g.clean and g.block == 0 for g in self.needed(self.spec.generated, 1)):
+            raise ValueError(f"{self.spec.name}: block 1 sees nothing of the present; widen its window")
         if not self.autoregressive:
             return
         if self.spec.history < 1:
             raise ValueError(f"{self.spec.name}: acts on what came before; set history to 1 or more blocks")
-        if not any(g.clean and g.block == 0 for g in self.needed(self.spec.generated, 1)):
-            raise ValueError(f"{self.spec.name}: block 1 sees nothing of the present; widen its window")
         for stream in self.spec.streams:
             if KINDS[stream.kind] in ("features", "learned"):
                 raise ValueError(
-                    f"{self.spec.name}: stream {stream.name!r} belongs to no block, so the rolling cache cannot hold it; "
-                    "use text cross-attention instead"
+                    f"{self.spec.name}: stream {stream.name!r} belongs to no block, so the rolling cache cannot hold "
+                    "it; use text cross-attention instead"
                 )
 
     def _check_draws(self) -> None:
@@ -95,8 +95,8 @@ class Layout:
             noisy = [k for k in np.flatnonzero(row) if not self.groups[k].clean and self.groups[k] != group]
             if shared and noisy:
                 raise ValueError(
-                    f"{self.spec.name}: {group} depends on {self.groups[noisy[0]]}, so draws of it would see each other; "
-                    "set noise.draws=1"
+                    f"{self.spec.name}: {group} depends on {self.groups[noisy[0]]}, so draws of it would see each "
+                    "other; set noise.draws=1"
                 )
 
     def _check_leaks(self) -> None:

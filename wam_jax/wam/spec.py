@@ -277,7 +277,7 @@ def _expert_problems(spec: Spec, expert: Expert) -> Iterable[str]:
             yield f"{field} names {other!r}; it must be another expert (has: {', '.join(names)})"
             return
     if expert.attention_of and (expert.bridge or spec.expert(expert.attention_of).attention_of):
-        yield f"attention_of={expert.attention_of!r} must be an expert with attention of its own, and no bridge beside it"
+        yield f"attention_of={expert.attention_of!r} must have attention of its own, and there is no bridge beside it"
     if expert.attention_of and spec.expert(expert.attention_of).width != expert.width:
         yield f"attention_of={expert.attention_of!r} shares weights, so widths must be equal; set width={expert.width}"
     if expert.bridge:

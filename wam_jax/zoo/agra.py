@@ -22,7 +22,8 @@ def agra(size: Size, *, shared_pass: bool = False) -> Spec:
     arXiv 2606.12217. Kept: taps at ℓ_j = round(j (M - 1) / (N - 1)) through a linear projection each, features from a
     separate pass at noise 1 given the present, the same in training and inference; one video pass and four action
     steps. ``shared_pass`` reads the denoising pass instead. The alignment itself is an objective, not a spec. Differs:
-    flow matching's time scale; widths of the action transformer are not published.
+    width, heads and text input of the action transformer are not published; here it has cross-attention to the
+    instruction.
     """
     source = "video" if shared_pass else "features"
     return Spec(

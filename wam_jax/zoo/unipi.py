@@ -9,9 +9,9 @@ from wam_jax.zoo.sizes import DEBUG, WAN21, WAN_1_3B, Size
 def unipi(size: Size) -> Spec:
     """UniPi: imagine a video from the instruction, then regress the actions between its frames.
 
-    arXiv 2302.00111. Kept: a cascade: the video knows nothing of actions; inverse dynamics sees the frames only, not
-    the instruction. Differs: latents instead of pixels, a transformer instead of U-Net and convolutions, no super-
-    resolution.
+    arXiv 2302.00111. Kept: a cascade: the video knows nothing of actions; inverse dynamics sees the frames only and has
+    no instruction of its own. Differs: latents instead of pixels, a transformer instead of U-Net and convolutions, no
+    super- resolution.
     """
     idm = action_expert(size, text=False, conditions=())
     return Spec(
