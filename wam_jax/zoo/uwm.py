@@ -19,7 +19,7 @@ def uwm(size: Size, *, registers: int = 8) -> Spec:
     arXiv 2504.02792. Kept: one expert; noise levels, text and proprioception in adaLN; registers, full attention,
     uniform independent levels, a missing modality as pure noise, all five uses. Differs: flow matching instead of DDPM;
     the present as tokens instead of through adaLN, proprioception as both; one adaLN projection for all layers (so
-    0.12B, not 0.2 to 0.4B); rotary positions; one frame a token instead of two.
+    0.09B, not 0.2 to 0.4B); rotary positions; one frame a token instead of two.
     """
     expert = unified_expert(size)
     return Spec(
