@@ -66,7 +66,9 @@ def test_batch_holds_the_window(
             assert batch.proprio_mask[i].tolist() == [[True] * 3, [step + 3 < length] * 3]
             chunk = episode.action[step : step + 4]
             np.testing.assert_allclose(batch.actions[i, : len(chunk)], codec.encode(chunk), atol=1e-5)
-            assert (batch.actions[i, len(chunk) :] == 0).all()
+            held = np.where(codec.cumulative, 0, chunk[-1:])  # past the end the robot holds still
+            filled = np.concatenate([chunk, np.repeat(held, batch.actions.shape[1] - len(chunk), axis=0)])
+            np.testing.assert_allclose(batch.actions[i], codec.encode(filled), atol=1e-5)
             assert batch.action_mask[i].tolist() == [[step + k < length] * 4 for k in range(4)]
             assert batch.text.features[i, 0, 0] == table.instructions.index(episode.instruction)
             assert batch.embodiment[i] == 7

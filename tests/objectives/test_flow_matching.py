@@ -48,7 +48,9 @@ def loss(tiny, batch, monkeypatch):
                     if stream not in noisy:
                         found[stream] = data + error
                         continue
-                    level = noisy[stream].level.reshape(*noisy[stream].level.shape, *[1] * (data.ndim - 3))
+                    level = noisy[stream].level
+                    level = jnp.repeat(level, data.shape[2] // level.shape[2] if level.shape[2] > 1 else 1, axis=2)
+                    level = level.reshape(*level.shape, *[1] * (data.ndim - 3))
                     found[stream] = (noisy[stream].values - data) / jnp.maximum(level, 1e-6) + error
                 return found
 

@@ -110,7 +110,10 @@ def with_draws(spec, draws):
     ("spec", "message"),
     [
         (lambda: with_draws(make_spec("videovla"), 2), "so draws of it would see each other; set noise.draws=1"),
-        (lambda: with_draws(make_spec("uwm"), 2), "video 0 depends on video 1 noisy, so draws of it would see each other"),
+        (
+            lambda: with_draws(make_spec("uwm"), 2),
+            "video 0 depends on video 1 noisy, so draws of it would see each other",
+        ),
         (
             lambda: dataclasses.replace(make_spec("agra"), visibility=FIRST_FRAME_CAUSAL),
             "lets video 1 noisy depend on the true features 1 noisy, which is not known yet",

@@ -170,7 +170,7 @@ def loss_and_gradient(tiny, batch, name, **changes):
     return jax.jit(jax.value_and_grad(loss))(tiny.params(definition))
 
 
-@pytest.mark.parametrize("name", ["fast_wam", "agra"])
+@pytest.mark.parametrize("name", ["fast_wam", pytest.param("agra", marks=pytest.mark.slow)])
 def test_unrolling_and_rematerialising_leave_loss_and_gradient(tiny, batch, name):
     expected_loss, expected = loss_and_gradient(tiny, batch, name)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
