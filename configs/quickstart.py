@@ -3,7 +3,7 @@
     wam quickstart
 
 A joint world action model of 1.35M parameters learns from two cameras and a sentence: reach the named sphere among
-three, lift the named cube of two. On two CPU cores that takes 17 minutes; the README has the figures.
+three, lift the named cube of two. The README has the figures.
 """
 
 from ml_collections import ConfigDict

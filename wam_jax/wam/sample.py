@@ -76,16 +76,12 @@ def needed_moves(model: WorldActionModel, plan: Mode, want: Collection[str] | No
     relevant: set[str] = set()
     for stage in reversed(plan.stages):
         ends = {w for w in want if any(m.stream == w for m in stage.moves)}
-        relevant |= _dependencies(model, ends) if ends else set()
+        relevant |= model.layout.dependencies(ends) if ends else set()
         moves = tuple(move for move in stage.moves if move.stream in relevant)
         if moves:
-            relevant |= _dependencies(model, [move.stream for move in moves])
+            relevant |= model.layout.dependencies([move.stream for move in moves])
             kept.insert(0, dataclasses.replace(stage, moves=moves))
     return kept
-
-
-def _dependencies(model: WorldActionModel, streams: Iterable[str]) -> set[str]:
-    return model.layout.dependencies(list(streams))
 
 
 class _Sampler:

@@ -161,8 +161,7 @@ class StretchRun:
                 queries[group], own[group] = q, (k, v)
         own_in_order = tuple(own[group] for group in self.queries)
         attended = self._attend(self.plan, self.queries, queries, (*cached, *own_in_order), self.present)
-        taps = {lane.name: x[lane.name] for lane in self.lanes}  # what parallel bridges read; replaced below for taps
-        parallel = self._parallel_keys_values(blocks, taps)
+        parallel = self._parallel_keys_values(blocks, x)
         after = {}
         for lane in self.lanes:
             block, modulation = blocks[lane.expert], self.modulation[lane.name]

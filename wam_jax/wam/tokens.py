@@ -41,9 +41,6 @@ class Cache:
     def __add__(self, other: "Cache") -> "Cache":
         return Cache(self.groups + other.groups, self.entries + other.entries)
 
-    def entry(self, group: Group) -> Entry:
-        return self.entries[self.groups.index(group)]
-
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:

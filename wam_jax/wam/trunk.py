@@ -78,7 +78,7 @@ class Trunk(nnx.Module):
         )
         return hidden, Cache(tokens.groups, entries)
 
-    def _run(self, stretch: Stretch, state: "PassState", text: Mapping[str, Text], keep: bool) -> None:
+    def _run(self, stretch: Stretch, state: PassState, text: Mapping[str, Text], keep: bool) -> None:
         """One stretch: scans its layers, and notes in ``state`` what they leave."""
         members = [i for i, g in enumerate(state.tokens.groups) if self.spec.stream(g.stream).expert in stretch.start]
         if not members:
@@ -102,7 +102,7 @@ class Trunk(nnx.Module):
         run.finish(x, kept, parallel)
         self._tap(stretch, run, taps, state)
 
-    def _tap(self, stretch: Stretch, run: "StretchRun", taps: Mapping, state: "PassState") -> None:
+    def _tap(self, stretch: Stretch, run: StretchRun, taps: Mapping, state: PassState) -> None:
         """Projects tapped hidden states to keys and values for every expert that reads them later."""
         for reader in self.spec.experts:
             if not reader.bridge or reader.bridge.parallel or reader.bridge.source not in stretch.start:
