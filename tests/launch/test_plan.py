@@ -13,7 +13,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from launch import plan
-from launch.plan import CHIPS, Chip, Plan, PlanError, find_topology, parse_fields, parse_mesh, plan_step, remedies
+from launch.plan import Plan, parse_fields, parse_mesh, plan_step, remedies
+from launch.topologies import CHIPS, Chip, PlanError, find_topology
 from wam_jax.compiled import Collective, Memory, OutOfMemory, Traffic
 from wam_jax.flops import Flops
 from wam_jax.nn.module import define
