@@ -1,0 +1,1 @@
+"""Published checkpoints: restricted readers of their files, and maps from their tensors to our parameter trees."""

@@ -1,0 +1,223 @@
+"""Which tensor of a published checkpoint each of our parameters is, as a table that reads both ways.
+
+A map is a nested dict like the parameter tree, with a ``Source`` at each leaf. From the same table come the check that
+nothing is missing and nothing is left over (by shapes alone), loading, and export.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax.sharding import NamedSharding, PartitionSpec
+
+from wam_jax.nn.module import Params
+
+Shape = tuple[int, ...]
+
+
+class WeightsMismatch(ValueError):
+    """A checkpoint's tensors are not those of the model; the message names the first few."""
+
+
+class Tensors(Protocol):
+    """A published checkpoint: the shapes of its tensors at once, their values one at a time."""
+
+    def shapes(self) -> Mapping[str, Shape]: ...
+
+    def read(self, name: str) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where one of our arrays is in a published checkpoint.
+
+    Attributes:
+      name: the tensor; ``{}`` stands for the layer's number where ours is a stack of layers.
+      pattern: einops, from theirs to ours (of one layer): "o i -> i o" for a kernel. Empty: the same.
+      sizes: lengths of axes that the pattern cannot infer, in either direction.
+      part: (index, count): ours is one of so many equal parts of theirs along its first axis (fused projections).
+    """
+
+    name: str
+    pattern: str = ""
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    part: tuple[int, int] = (0, 1)
+
+    @property
+    def stacked(self) -> bool:
+        return "{}" in self.name
+
+    def names(self, shape: Shape) -> list[str]:
+        """The tensors of an array of this shape: one a layer, or one."""
+        return [self.name.format(layer) for layer in range(shape[0])] if self.stacked else [self.name]
+
+    def to_ours(self, theirs: np.ndarray) -> np.ndarray:
+        """Their tensor as our array (one layer of it); a view wherever numpy can give one."""
+        index, count = self.part
+        theirs = np.split(theirs, count)[index] if count > 1 else theirs
+        return rearrange(theirs, self.pattern, **self.sizes) if self.pattern else theirs
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        """The inverse of ``to_ours``, of this part."""
+        if not self.pattern:
+            return ours
+        theirs, mine = self.pattern.split("->")
+        return rearrange(ours, f"{mine} -> {theirs}", **self.sizes)
+
+
+WeightMap = dict[str, Any]  # a nested dict of Sources
+
+
+def linear(name: str, bias: bool = True) -> WeightMap:
+    """A ``torch.nn.Linear`` as our ``Linear``."""
+    kernel = {"kernel": Source(f"{name}.weight", "o i -> i o")}
+    return {**kernel, "bias": Source(f"{name}.bias")} if bias else kernel
+
+
+def layer_norm(name: str) -> WeightMap:
+    """A ``torch.nn.LayerNorm`` as our ``LayerNorm``."""
+    return {"scale": Source(f"{name}.weight"), "bias": Source(f"{name}.bias")}
+
+
+def check(weight_map: WeightMap, ours: Params, theirs: Mapping[str, Shape], unused: Sequence[str] = ()) -> None:
+    """Compares names and shapes on both sides; nothing is read.
+
+    Args:
+      weight_map: the table.
+      ours: our parameter tree; leaves have a ``shape``.
+      theirs: shapes of the checkpoint's tensors.
+      unused: regular expressions (whole names) of tensors that the model has no use for.
+
+    Raises:
+      WeightsMismatch: a parameter without a source, a source without a parameter, a tensor that is missing, left over
+        or of another shape.
+    """
+    table, shapes = _flat(weight_map), {path: tuple(leaf.shape) for path, leaf in _flat(ours).items()}
+    _complain("parameters without a source", shapes.keys() - table.keys())
+    _complain("sources without a parameter", table.keys() - shapes.keys())
+    parts: dict[str, list[tuple[int, int]]] = {}
+    wrong, missing = [], []
+    for path, source in table.items():
+        for name in source.names(shapes[path]):
+            parts.setdefault(name, []).append(source.part)
+            if name not in theirs:
+                missing.append(name)
+            elif (problem := _wrong_shape(source, shapes[path], theirs[name])) is not None:
+                wrong.append(f"{name} {problem}")
+    _complain("tensors missing from the checkpoint", missing)
+    _complain("tensors of another shape", wrong)
+    _complain("tensors used in part only", [n for n, used in parts.items() if len(set(used)) != used[0][1]])
+    left = [name for name in theirs.keys() - parts.keys() if not any(re.fullmatch(rule, name) for rule in unused)]
+    _complain("tensors left over in the checkpoint", left)
+
+
+def load(weight_map: WeightMap, like: Params, checkpoint: Tensors, unused: Sequence[str] = ()) -> Params:
+    """The checkpoint's tensors as our parameter tree, in place on their devices.
+
+    One tensor at a time is read, turned and put where it belongs; the host never holds a second copy of the model.
+
+    Args:
+      weight_map: the table.
+      like: our parameter tree as ``jax.ShapeDtypeStruct``; their dtype is what is stored, their sharding, where.
+      checkpoint: where tensors come from.
+      unused: as in ``check``.
+
+    Raises:
+      WeightsMismatch: as ``check`` says.
+    """
+    check(weight_map, like, checkpoint.shapes(), unused)
+    table = _flat(weight_map)
+    loaded = {path: _load(table[path], leaf, checkpoint) for path, leaf in _flat(like).items()}
+    return _nested(loaded)
+
+
+def export(weight_map: WeightMap, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Our parameter tree as the checkpoint's tensors, one after another, in the order of the table."""
+    arrays, waiting = _flat(params), {}
+    for path, source in _flat(weight_map).items():
+        for layer, name in enumerate(source.names(arrays[path].shape)):
+            tensor = source.to_theirs(np.asarray(arrays[path][layer] if source.stacked else arrays[path]))
+            index, count = source.part
+            found = waiting.setdefault(name, {})
+            found[index] = tensor
+            if len(found) == count:
+                del waiting[name]
+                yield name, np.concatenate([found[i] for i in range(count)]) if count > 1 else tensor
+
+
+def _load(source: Source, leaf: jax.ShapeDtypeStruct, checkpoint: Tensors) -> jax.Array:
+    sharding = leaf.sharding
+    if not source.stacked:
+        return jax.device_put(_cast(source.to_ours(checkpoint.read(source.name)), leaf.dtype), sharding)
+    stack, place = _empty(leaf.shape, leaf.dtype, sharding), _layer_sharding(sharding)
+    for layer, name in enumerate(source.names(leaf.shape)):
+        one = jax.device_put(_cast(source.to_ours(checkpoint.read(name)), leaf.dtype), place)
+        stack = _put(stack, one, np.int32(layer))
+        stack.block_until_ready()  # else the host runs ahead, holding every layer it has read
+    return stack
+
+
+def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype)
+
+
+def _layer_sharding(sharding: Any) -> Any:
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+
+
+def _empty(shape: Shape, dtype: Any, sharding: Any) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+
+
+def _wrong_shape(source: Source, ours: Shape, theirs: Shape) -> str | None:
+    """What is wrong with a tensor's shape, or None."""
+    wanted = ours[1:] if source.stacked else ours
+    count = source.part[1]
+    if count > 1 and (not theirs or theirs[0] % count):
+        return f"{theirs} does not cut into {count}"
+    part = (theirs[0] // count, *theirs[1:]) if count > 1 else theirs
+    try:
+        # A broadcast scalar has the shape and takes no memory.
+        whole = np.broadcast_to(np.float32(0), part)
+        got = rearrange(whole, source.pattern, **source.sizes).shape if source.pattern else part
+    except Exception:  # einops says what does not fit in several types of error
+        return f"{theirs} does not follow {source.pattern!r}"
+    return None if tuple(got) == wanted else f"{theirs} gives {tuple(got)}, the model has {wanted}"
+
+
+def _complain(what: str, names: Any) -> None:
+    if names := sorted(names):
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise WeightsMismatch(f"{len(names)} {what}: {', '.join(names[:5])}{more}")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}/{name}" if prefix else str(name)
+        found |= _flat(value, path) if isinstance(value, Mapping) else {path: value}
+    return found
+
+
+def _nested(flat: Mapping[str, Any]) -> Params:
+    tree: Params = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        branch = tree
+        for name in parents:
+            branch = branch.setdefault(name, {})
+        branch[leaf] = value
+    return tree
