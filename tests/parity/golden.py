@@ -1,7 +1,7 @@
 """Goldens: what an original implementation gave, on a tiny configuration with random weights.
 
 ``NAME.npz`` holds arrays named ``weights/...`` (as the published checkpoint names them), ``inputs/...`` and
-``outputs/...``. ``NAME.structure.json`` holds the names and shapes of a full-size checkpoint, layers collapsed. Both are
+``outputs/...``. ``NAME.structure.json`` holds names and shapes of a full-size checkpoint, layers collapsed. Both are
 written by the ``make_*.py`` beside them, which run in an environment of their own.
 """
 

@@ -139,7 +139,8 @@ def load(weight_map: WeightMap, like: Params, checkpoint: Tensors, unused: Seque
 
 def export(weight_map: WeightMap, params: Params) -> Iterator[tuple[str, np.ndarray]]:
     """Our parameter tree as the checkpoint's tensors, one after another, in the order of the table."""
-    arrays, waiting = _flat(params), {}
+    arrays = _flat(params)
+    waiting: dict[str, dict[int, np.ndarray]] = {}
     for path, source in _flat(weight_map).items():
         for layer, name in enumerate(source.names(arrays[path].shape)):
             tensor = source.to_theirs(np.asarray(arrays[path][layer] if source.stacked else arrays[path]))
