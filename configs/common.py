@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     config.platform = "auto"  # auto | cpu | gpu | tpu
     config.cpu_devices = 1  # simulated devices on the CPU platform
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
+    config.init = ""  # a run, or an export of one, to start from; its tokenizer and, if it fits, its normalisation stay
 
     # Demonstrations made by the simulator's experts; a config over recorded data leaves tasks empty.
     config.demos = ConfigDict()
@@ -43,6 +44,8 @@ def get_config() -> ConfigDict:
     config.data.threads = 2
 
     config.tokenizer = ConfigDict()
+    config.tokenizer.name = ""  # a published one: wan21_vae | wan22_vae; empty: trained here
+    config.tokenizer.init = ""  # a run whose tokenizer is taken; config.init's is, without being named here
     config.tokenizer.sizes = ConfigDict(
         {"patch_size": 8, "channels": 8, "width": 128, "ffn_ratio": 2, "encoder_layers": 1, "decoder_layers": 2}
     )
@@ -65,7 +68,28 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.batch_size = 64
-    config.train.optimizer = ConfigDict({"steps": 2000, "learning_rate": 3e-3, "warmup": 100, "ema": 0.99})
+    config.train.optimizer = ConfigDict(
+        {
+            "steps": 2000,
+            "method": "adamw",  # adamw | muon | adafactor
+            "learning_rate": 3e-3,
+            "warmup": 100,
+            "decay": "cosine",  # cosine | linear | constant
+            "weight_decay": 0.0,
+            "moments": "float32",  # float32 | bfloat16 | float8
+            "clip": 1.0,
+            "layer_decay": 1.0,  # learning rate of a layer over that of the layer above it
+            "rates": (),  # (regular expression, factor) of single parameters' learning rates
+            "ema": 0.99,  # 0.0: no moving average
+        }
+    )
+    config.train.accumulate = 1  # parts that a batch is worked through in, one after the other
+    config.train.check_memory = True  # stop before the first step where memory will not do
+    config.train.trainable = ()  # regular expressions of parameters' paths; empty: all (with LoRA: its factors)
+    config.train.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": r"trunk/.*(query|key|value|output|up|down)$"})
+    config.train.frozen_dtype = "float32"  # of parameters that are not trained
+    # Closed-loop success while training; the best state is kept in best/. Not on the episodes that are reported.
+    config.train.score = ConfigDict({"every": 0, "episodes": 128, "seed": 77})
     config.train.save_every = 500
     config.train.log_every = 20
     config.train.log_batches = False

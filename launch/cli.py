@@ -10,12 +10,15 @@ VERBS = {
     "index": "scan RLDS folders so that any frame can be read",
     "train": "train tokenizer and world action model on RLDS data",
     "evaluate": "closed-loop success of a checkpoint in batched MJX",
+    "export": "a run as safetensors with its configuration and a model card, or back",
+    "study": "test a claim: arms x seeds on the same data, steps and episodes",
     "zoo": "the named systems side by side, or one of them in full",
     "plan": "compile a train step ahead of time and say what each chip pays",
     "bench": "measure what systems cost and whether they learn",
+    "assets": "which pretrained weights are here, and the one command that gets each",
     "doctor": "what this machine has and what is missing",
 }
-_TAKES_CONFIG = ("quickstart", "demos", "train", "evaluate", "bench")
+_TAKES_CONFIG = ("quickstart", "demos", "train", "evaluate", "bench", "study")
 _MISTAKES = (ValueError, FileNotFoundError, FileExistsError, KeyError, RuntimeError)
 
 

@@ -50,7 +50,8 @@ def to_plain(config: Any) -> Any:
 
 def _known_configs() -> list[str]:
     folder = Path(__file__).parent.parent / "configs"
-    return sorted(f"configs/{path.name}" for path in folder.glob("*.py") if path.stem not in ("__init__", "common"))
+    found = [path for path in folder.rglob("*.py") if path.stem not in ("__init__", "common")]
+    return sorted(path.relative_to(folder.parent).as_posix() for path in found)
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
@@ -68,24 +69,40 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _override(config: ConfigDict, name: str, text: str) -> None:
+def set_field(config: ConfigDict, name: str, new: Any) -> None:
+    """Sets a field by its dotted name.
+
+    Raises:
+      ConfigError: for an unknown field (with the nearest name), or a value of another type.
+    """
     *parents, leaf = name.split(".")
     node = config
     for part in parents:
         node = _child(node, part, name, config)
     open_ended = parents[-1:] in (["sizes"], ["options"])  # keyword arguments of a spec: checked by the spec
     old = None if open_ended and leaf not in node else _child(node, leaf, name, config)
-    new = _parse(text)
     if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
         new = float(new)
     if isinstance(old, tuple) and isinstance(new, list):
         new = tuple(new)
-    if isinstance(old, str):
-        new = text
     if old is not None and type(new) is not type(old):
-        raise ConfigError(f"config field {name} is {type(old).__name__} ({old!r}), {text!r} is {type(new).__name__}")
+        raise ConfigError(f"config field {name} is {type(old).__name__} ({old!r}), {new!r} is {type(new).__name__}")
     with node.unlocked():
         node[leaf] = new
+
+
+def _override(config: ConfigDict, name: str, text: str) -> None:
+    old = _lookup(config, name)
+    set_field(config, name, text if isinstance(old, str) else _parse(text))
+
+
+def _lookup(config: ConfigDict, name: str) -> Any:
+    node: Any = config
+    for part in name.split("."):
+        if not isinstance(node, ConfigDict) or part not in node:
+            return None
+        node = node[part]
+    return node
 
 
 def _child(node: Any, part: str, name: str, config: ConfigDict) -> Any:

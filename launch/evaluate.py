@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from launch.data import encode_text
 from wam_jax import console
 from wam_jax.evaluation.closed_loop_report import COLUMNS, add_closed_loop, result_rows
 from wam_jax.evaluation.report import Report, write_summary
-from wam_jax.evaluation.success import EvaluationConfig, TaskResult, evaluate_task
+from wam_jax.evaluation.success import EvaluationConfig, TaskResult, TaskText, evaluate_task
 from wam_jax.sim.tasks import TASK_NAMES, instruction_text
 from wam_jax.training.restore import Trained, load_trained
 from wam_jax.types import Text
@@ -53,18 +53,20 @@ def evaluate(
     results, seconds = [], {}
     for task in tasks:
         began = time.monotonic()
-        image_size = trained.meta["identity"]["tokenizer"]["image_size"][0]
-        robot = embodiment_of(trained, task)
-        results.append(evaluate_task(task, trained, task_text(task), image_size, settings, mesh, robot))
+        described = described_task(trained.meta["config"], task)
+        results.append(evaluate_task(described, trained, settings, mesh))
         seconds[task] = round(time.monotonic() - began, 1)
     return results, seconds
 
 
-def embodiment_of(trained: Trained, task: str) -> int:
-    """Which robot the task's demonstrations were said to be of; the first, for a task that was not trained."""
-    config = trained.meta["config"]
+def described_task(config: Mapping[str, Any], task: str) -> TaskText:
+    """A task as a model meets it that was trained with ``config``.
+
+    Its robot is the one that the task's demonstrations were said to be of; the first, for a task that was not trained.
+    """
     tasks, embodiments = config["demos"]["tasks"], config["data"].get("embodiments") or []
-    return embodiments[tasks.index(task)] if embodiments and task in tasks else 0
+    robot = embodiments[tasks.index(task)] if embodiments and task in tasks else 0
+    return TaskText(name=task, text=task_text(task), embodiment=robot)
 
 
 def task_text(task: str) -> Text:

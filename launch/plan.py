@@ -26,11 +26,12 @@ from wam_jax import console
 from wam_jax.compiled import KINDS, Memory, OutOfMemory, Traffic, collectives, memory, out_of_memory
 from wam_jax.flops import Flops, count_flops
 from wam_jax.nn.module import define
-from wam_jax.sharding import MESH_AXES, batch_sharding, make_mesh
+from wam_jax.sharding import MESH_AXES, batch_sharding, make_mesh, placed
 from wam_jax.training.losses import wam_loss
-from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
-from wam_jax.training.state import TrainState, count_params, init_state, state_shardings
-from wam_jax.training.step import StepFn, make_step
+from wam_jax.training.optimizer import OptimizerConfig
+from wam_jax.training.state import TrainState, count_params
+from wam_jax.training.step import StepFn
+from wam_jax.training.trainer import Trainer
 from wam_jax.wam.fake import abstract_batch
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.spec import Interface, Spec
@@ -98,17 +99,11 @@ def _model(args: argparse.Namespace) -> tuple[Spec, Interface]:
 def _abstract_step(spec: Spec, interface: Interface, batch_size: int, mesh: Mesh) -> tuple[StepFn, TrainState, Any]:
     """The jitted train step and its state and batch as ``jax.ShapeDtypeStruct`` with shardings; latents are given."""
     definition = define(lambda rngs: WorldActionModel(spec, interface, rngs))
-    optimizer = make_optimizer(OptimizerConfig(steps=1000))
-    shardings = state_shardings(definition, optimizer, mesh)
-    step = make_step(wam_loss(definition), optimizer, ema=0.99, seed=0, mesh=mesh, shardings=shardings)
-    state = jax.eval_shape(lambda: init_state(definition, optimizer, 0, mesh))
-    batch = abstract_batch(spec, interface, batch_size)
+    config = OptimizerConfig(steps=1000)
+    trainer = Trainer(definition=definition, loss=wam_loss(definition), config=config, mesh=mesh, seed=0)
     everywhere = batch_sharding(mesh)
-    return step, jax.tree.map(_placed, state, shardings), jax.tree.map(lambda x: _placed(x, everywhere), batch)
-
-
-def _placed(array: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+    batch = jax.tree.map(lambda x: placed(x, everywhere), abstract_batch(spec, interface, batch_size))
+    return trainer.step, trainer.abstract_state(), batch
 
 
 def _frame_steps(steps: tuple[int, ...], frames: int) -> tuple[int, ...]:
@@ -133,6 +128,7 @@ class Plan:
       memory, traffic: of the compiled program on one chip; None where the compiler refused it for memory.
       refusal: what it said then.
       compile_s: seconds.
+      compiled: the program; None where it was refused.
     """
 
     chip: Chip
@@ -144,6 +140,7 @@ class Plan:
     traffic: Traffic | None
     refusal: OutOfMemory | None
     compile_s: float
+    compiled: Any = None
 
     @property
     def needed(self) -> int:
@@ -246,6 +243,7 @@ def plan_step(step: Any, state: TrainState, frozen: Any, batch: Any, chip: Chip,
         traffic=collectives(compiled.as_text()) if compiled else None,
         refusal=refusal,
         compile_s=time.monotonic() - began,
+        compiled=compiled,
     )
 
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,31 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.latents import LatentCache
-from data_pipelines.windows import WindowSpec
 from launch import devices
 from launch.config import ConfigError, load_config, to_plain
 from launch.data import Data, build_latents, interface_sizes, open_data
+from launch.demos import make_demos
+from launch.evaluate import described_task
+from launch.job import Job, run_job
+from launch.memory import state_remedies
+from launch.start import model_remedies, trained_patterns, with_normalisation_of
 from wam_jax import console
 from wam_jax.evaluation.heldout import evaluate_heldout
 from wam_jax.evaluation.report import Report, write_summary
+from wam_jax.evaluation.success import EvaluationConfig, closed_loop_score
 from wam_jax.evaluation.training_report import HELDOUT_COLUMNS, add_heldout, add_training_curve, heldout_rows
-from wam_jax.nn.module import Definition
+from wam_jax.nn.module import Definition, Params
+from wam_jax.policy import Policy, PolicyParams
 from wam_jax.sharding import replicated
-from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer, latent_statistics
-from wam_jax.training.loop import LoopConfig, fit
+from wam_jax.tokenizers.visual import FrozenTokenizer, Tokenizer, TokenizerConfig, define_tokenizer, latent_statistics
+from wam_jax.tokenizers.wan_tokenizer import load_wan_tokenizer
 from wam_jax.training.losses import tokenizer_loss, wam_loss
-from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
+from wam_jax.training.optimizer import OptimizerConfig
+from wam_jax.training.partition import everything, matching
 from wam_jax.training.restore import define_model, load_trained
-from wam_jax.training.state import TrainState, count_params, init_state, state_shardings
-from wam_jax.training.step import LossFn, make_step
+from wam_jax.training.run import Run, open_run
+from wam_jax.training.state import TrainState, count_params
+from wam_jax.training.trainer import Trainer
 from wam_jax.wam.model import WorldActionModel
 
 
@@ -42,6 +51,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(args.config, overrides)
     mesh = devices.start(config)
     workdir = Path(args.workdir)
+    if not config.data.datasets and config.demos.tasks:
+        config.data.datasets = tuple(str(folder) for folder in make_demos(config, workdir / "data"))
     data = open_data(config.data)
     seconds = train(config, data, mesh, workdir)
     report = Report(f"Training: {Path(args.config).stem}", subtitle=str(workdir))
@@ -54,15 +65,36 @@ def train(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) -> dict[str
     """Trains the tokenizer, then the model; resumes both. Returns the seconds that each stage took this time."""
     seconds = {}
     began = time.monotonic()
-    tokenizer = train_tokenizer(config, data, mesh, workdir / "tokenizer")
+    tokenizer = find_tokenizer(config, data, mesh, workdir / "tokenizer")
     seconds["tokenizer"] = time.monotonic() - began
     began = time.monotonic()
     latents = encode_dataset(data, tokenizer, workdir / "latents") if config.data.precompute_latents else None
     seconds["latents"] = time.monotonic() - began
     began = time.monotonic()
-    train_model(config, data, tokenizer, latents, mesh, workdir)
+    train_model(config, data, tokenizer, latents, mesh, workdir, source_of(config))
     seconds["training"] = time.monotonic() - began
     return {name: round(value, 1) for name, value in seconds.items()}
+
+
+def source_of(config: ConfigDict) -> Run | None:
+    """What training starts from; None: its random start."""
+    return open_run(Path(config.init)) if config.init else None
+
+
+def find_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path) -> Tokenizer:
+    """A published tokenizer, that of a run, or one trained here."""
+    image_size = tuple(config.data.image_size)
+    if config.tokenizer.name:
+        return load_wan_tokenizer(config.tokenizer.name, image_size)
+    if start := config.tokenizer.init or config.init:
+        tokenizer = open_run(Path(start)).tokenizer()
+        if tuple(tokenizer.config.image_size) != image_size:
+            raise ConfigError(
+                f"the tokenizer of {start} is for pictures of {tokenizer.config.image_size}; "
+                f"set data.image_size to that (it is {image_size})"
+            )
+        return tokenizer
+    return train_tokenizer(config, data, mesh, directory)
 
 
 def train_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path) -> FrozenTokenizer:
@@ -70,28 +102,32 @@ def train_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path)
     sizes = TokenizerConfig(image_size=tuple(config.data.image_size), **config.tokenizer.sizes)
     definition = define_tokenizer(sizes)
     frames = dataclasses.replace(data.windows, frame_offsets=(0,))
-    job = _Job(
+    job = Job(
         name="tokenizer",
-        definition=definition,
-        loss=tokenizer_loss(definition),
-        optimizer=OptimizerConfig(**config.tokenizer.optimizer),
+        trainer=Trainer(
+            definition=definition,
+            loss=tokenizer_loss(definition),
+            config=OptimizerConfig(**config.tokenizer.optimizer),
+            mesh=mesh,
+            seed=config.seed,
+        ),
         batch_size=config.tokenizer.batch_size,
         identity={"tokenizer": dataclasses.asdict(sizes)},
         windows=frames,
     )
-    state = _fit(config, data, mesh, directory, job)
+    state = run_job(config, data, directory, job)
     sample = next(data.batches(256, config.seed + 1, None, frames)).images
     assert sample is not None
-    return latent_statistics(sizes, state.ema, sample.reshape(-1, *sample.shape[-3:]))
+    return latent_statistics(sizes, state.acting, sample.reshape(-1, *sample.shape[-3:]))
 
 
-def encode_dataset(data: Data, tokenizer: FrozenTokenizer, directory: Path) -> list[LatentCache]:
+def encode_dataset(data: Data, tokenizer: Tokenizer, directory: Path) -> list[LatentCache]:
     """Latents of every training frame, on disk."""
     encode = jax.jit(lambda frozen, images: frozen.encode(images))
     return build_latents(data, lambda images: encode(tokenizer, images), tokenizer_key(tokenizer), directory)
 
 
-def tokenizer_key(tokenizer: FrozenTokenizer) -> str:
+def tokenizer_key(tokenizer: Tokenizer) -> str:
     """A hash over the tokenizer's sizes and arrays."""
     digest = hashlib.sha256(repr(tokenizer.config).encode())
     for leaf in jax.tree.leaves(tokenizer):
@@ -102,32 +138,68 @@ def tokenizer_key(tokenizer: FrozenTokenizer) -> str:
 def train_model(
     config: ConfigDict,
     data: Data,
-    tokenizer: FrozenTokenizer,
+    tokenizer: Tokenizer,
     latents: list[LatentCache] | None,
     mesh: Mesh,
     directory: Path,
+    init: Run | None = None,
 ) -> TrainState:
-    """The world action model."""
+    """The world action model, from its random start or from ``init``."""
+    data = with_normalisation_of(init, data)
     identity = {
-        "model": to_plain(config.model),
+        "model": init.identity["model"] if init and not config.model.name else to_plain(config.model),
         "interface": interface_sizes(data, tokenizer.config.latent_shape),
         "tokenizer": dataclasses.asdict(tokenizer.config),
         "codec": data.codec.to_dict(),
         "proprio": data.proprio.to_dict(),
+        "init": config.init,
+        "lora": to_plain(config.train.lora) if config.train.lora.rank else None,
     }
     definition = define_model(identity)
     check_blocks(definition, data)
-    job = _Job(
-        name="world action model",
+    identity["trainable"] = trained = trained_patterns(config, definition, init)
+    trainer = Trainer(
         definition=definition,
         loss=wam_loss(definition),
-        optimizer=OptimizerConfig(**config.train.optimizer),
+        config=OptimizerConfig(**config.train.optimizer),
+        mesh=mesh,
+        seed=config.seed,
+        trained=matching(trained) if trained else everything,
+        accumulate=config.train.accumulate,
+    )
+    job = Job(
+        name="world action model",
+        trainer=trainer,
         batch_size=config.train.batch_size,
         identity=identity,
-        frozen=jax.device_put(tokenizer, replicated(mesh)),
+        tokenizer=jax.device_put(tokenizer, replicated(mesh)),
         latents=latents,
+        init=init,
+        remedies=lambda: [*model_remedies(identity, trainer, init), *state_remedies(trainer)],
+        score=make_score(config, trainer, data, tokenizer) if config.train.score.every else None,
     )
-    return _fit(config, data, mesh, directory, job)
+    return run_job(config, data, directory, job)
+
+
+def make_score(config: ConfigDict, trainer: Trainer, data: Data, tokenizer: Tokenizer) -> Callable[[Params], float]:
+    """Closed-loop success of parameters on the config's tasks, on the episodes that are for choosing.
+
+    Raises:
+      ConfigError: if there are no simulated tasks, or the episodes are those that results are reported on.
+    """
+    numbers = config.train.score
+    if not config.demos.tasks:
+        raise ConfigError(
+            "config.train.score needs simulated tasks in config.demos.tasks; set config.train.score.every=0"
+        )
+    if numbers.seed == config.evaluation.seed:
+        raise ConfigError("config.train.score.seed is config.evaluation.seed; choose on other episodes than you report")
+    settings = EvaluationConfig(**{**config.evaluation, "episodes": numbers.episodes, "seed": numbers.seed, "films": 0})
+    told = to_plain(config)
+    tasks = [described_task(told, task) for task in config.demos.tasks]
+    policy = Policy(definition=trainer.definition, codec=data.codec, proprio=data.proprio)
+    score = closed_loop_score(tasks, policy, config.data.image_size[0], settings, trainer.mesh)
+    return lambda params: score(PolicyParams(model=params, tokenizer=tokenizer))
 
 
 def check_blocks(definition: Definition[WorldActionModel], data: Data) -> None:
@@ -143,56 +215,6 @@ def check_blocks(definition: Definition[WorldActionModel], data: Data) -> None:
             f"{layout.spec.name} predicts {wanted or layout.interface.action_horizon} actions at a time; "
             f"set data.action_block={wanted or 0} (it is {data.codec.block or 0})"
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What differs between training the tokenizer and training the model."""
-
-    name: str
-    definition: Definition
-    loss: LossFn
-    optimizer: OptimizerConfig
-    batch_size: int
-    identity: dict[str, Any]
-    frozen: Any = None
-    latents: list[LatentCache] | None = None
-    windows: WindowSpec | None = None
-
-
-def _fit(config: ConfigDict, data: Data, mesh: Mesh, directory: Path, job: _Job) -> TrainState:
-    optimizer = make_optimizer(job.optimizer)
-    shardings = state_shardings(job.definition, optimizer, mesh)
-    step = make_step(job.loss, optimizer, ema=job.optimizer.ema, seed=config.seed, mesh=mesh, shardings=shardings)
-    state = init_state(job.definition, optimizer, config.seed, mesh)
-    console.log(
-        f"{job.name}: {count_params(state.params) / 1e6:.2f}M parameters, {job.optimizer.steps} steps of "
-        f"{job.batch_size} windows"
-    )
-    loop = LoopConfig(
-        steps=job.optimizer.steps,
-        save_every=config.train.save_every,
-        log_every=config.train.log_every,
-        log_batches=config.train.log_batches,
-    )
-    batches = data.batches(job.batch_size, config.seed, job.latents, job.windows)
-    identity = {
-        **job.identity,
-        "optimizer": dataclasses.asdict(job.optimizer),
-        "batch_size": job.batch_size,
-        "data": _data_identity(config, data),
-        "seed": config.seed,
-    }
-    meta = {"identity": identity, "config": to_plain(config), "statistics": data.statistics.to_dict()}
-    return fit(state, step, job.frozen, batches, mesh, directory, loop, meta, job.name)
-
-
-def _data_identity(config: ConfigDict, data: Data) -> dict[str, Any]:
-    """What decides which batches come in which order."""
-    fields = to_plain(config.data)
-    for name in ("datasets", "threads", "validation_split"):
-        fields.pop(name)
-    return {**fields, "fingerprints": [store.fingerprint for store in data.train]}
 
 
 def report_training(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path, report: Report) -> dict[str, Any]:

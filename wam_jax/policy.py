@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, UInt8
 
 from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.nn.module import Definition, Params
-from wam_jax.tokenizers.visual import FrozenTokenizer
+from wam_jax.tokenizers.visual import Tokenizer
 from wam_jax.types import Batch, Observation
 from wam_jax.wam.history import History, empty_history, generate, observe
 from wam_jax.wam.model import Known, WorldActionModel
@@ -21,7 +21,7 @@ class PolicyParams:
     """The arrays of a policy."""
 
     model: Params
-    tokenizer: FrozenTokenizer
+    tokenizer: Tokenizer
 
 
 @jax.tree_util.register_dataclass

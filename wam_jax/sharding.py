@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Shaped
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
@@ -132,6 +132,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def placed(x: jax.ShapeDtypeStruct, sharding: Sharding, dtype: Any = None) -> jax.ShapeDtypeStruct:
+    """An abstract array with a sharding (and another dtype, if one is given)."""
+    return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding)
 
 
 def use_mesh(mesh: Mesh) -> AbstractContextManager:

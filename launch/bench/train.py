@@ -26,9 +26,9 @@ from wam_jax.flops import count_flops
 from wam_jax.nn.module import define
 from wam_jax.sharding import batch_sharding, use_mesh
 from wam_jax.training.losses import wam_loss
-from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
-from wam_jax.training.state import count_params, init_state, state_shardings
-from wam_jax.training.step import make_step
+from wam_jax.training.optimizer import OptimizerConfig
+from wam_jax.training.state import count_params
+from wam_jax.training.trainer import Trainer
 from wam_jax.wam.fake import abstract_batch, random_batch
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.spec import REMAT
@@ -59,10 +59,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.remat:
         spec = make_spec(args.spec, args.size, remat=args.remat)
     definition = define(lambda rngs: WorldActionModel(spec, interface, rngs))
-    optimizer = make_optimizer(OptimizerConfig(steps=1000))
-    shardings, loss = state_shardings(definition, optimizer, mesh), wam_loss(definition)
-    step = make_step(loss, optimizer, ema=0.99, seed=0, mesh=mesh, shardings=shardings)
-    state = init_state(definition, optimizer, 0, mesh)
+    loss = wam_loss(definition)
+    trainer = Trainer(definition=definition, loss=loss, config=OptimizerConfig(steps=1000), mesh=mesh, seed=0)
+    step, state = trainer.step, trainer.init_state()
     batch = jax.device_put(random_batch(spec, interface, args.batch), batch_sharding(mesh))
     plain = define(lambda rngs: WorldActionModel(make_spec(args.spec, args.size, remat="none"), interface, rngs))
     model_loss = wam_loss(plain)

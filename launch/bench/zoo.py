@@ -35,13 +35,12 @@ from wam_jax.sharding import batch_sharding
 from wam_jax.sim import compilation
 from wam_jax.sim.rollout import WamParams, observe
 from wam_jax.sim.tabletop import Tabletop
-from wam_jax.tokenizers.visual import FrozenTokenizer
 from wam_jax.training.checkpoint import first_difference
 from wam_jax.training.losses import wam_loss
-from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
+from wam_jax.training.optimizer import OptimizerConfig
 from wam_jax.training.restore import define_model
-from wam_jax.training.state import count_params, init_state, state_shardings
-from wam_jax.training.step import make_step
+from wam_jax.training.state import count_params
+from wam_jax.training.trainer import Trainer
 from wam_jax.types import Batch
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.zoo import SYSTEMS
@@ -107,7 +106,7 @@ class _Bench:
         self.config, self.mesh = config, mesh
         config.data.datasets = tuple(str(folder) for folder in make_demos(config, workdir / "data"))
         self.whole = open_data(config.data)
-        self.tokenizer: FrozenTokenizer = train_tokenizer(config, self.whole, mesh, workdir / "tokenizer")
+        self.tokenizer = train_tokenizer(config, self.whole, mesh, workdir / "tokenizer")
         self.latents: list[LatentCache] = encode_dataset(self.whole, self.tokenizer, workdir / "latents")
         blocks = config.copy_and_resolve_references()
         blocks.data.action_block = config.data.action_horizon // (len(config.data.frame_steps) - 1)
@@ -136,17 +135,15 @@ class _Bench:
     def _train(self, definition: Definition[WorldActionModel], data: Data) -> dict[str, Any]:
         train = self.config.train
         numbers = OptimizerConfig(**train.optimizer)
-        optimizer = make_optimizer(numbers)
-        shardings = state_shardings(definition, optimizer, self.mesh)
         loss = wam_loss(definition)
-        step = make_step(loss, optimizer, ema=numbers.ema, seed=self.config.seed, mesh=self.mesh, shardings=shardings)
-        state = init_state(definition, optimizer, self.config.seed, self.mesh)
+        trainer = Trainer(definition=definition, loss=loss, config=numbers, mesh=self.mesh, seed=self.config.seed)
+        state = trainer.init_state()
         batches = data.batches(train.batch_size, self.config.seed, self.latents)
         losses, seconds = [], []
         for _ in console.progress(range(numbers.steps), "train", numbers.steps):
             batch = jax.device_put(next(batches), batch_sharding(self.mesh))
             began = time.monotonic()
-            state, metrics = step(state, None, batch)
+            state, metrics = trainer.step(state, None, batch)
             losses.append(float(metrics["loss"]))
             seconds.append(time.monotonic() - began)
         with jax.default_device(jax.devices("cpu")[0]):  # fused attention hides its products
@@ -162,7 +159,7 @@ class _Bench:
             "loss_falls": bool(np.isfinite(last) and last < first),
             "losses": [round(value, 4) for value in losses],
         }
-        return {"params": state.ema, "figures": figures}
+        return {"params": state.acting, "figures": figures}
 
     def _validation(self, data: Data) -> Batch:
         return data.validation_windows(self.config.train.validation_windows, self.config.seed, 0)

@@ -22,6 +22,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from wam_jax import assets, console
 from wam_jax.nn.attention import attend
 from wam_jax.nn.module import Definition, LayerNorm, Linear, Params, define, layer_slice, stack
+from wam_jax.weights import mapping
+from wam_jax.weights.files import open_weights
+from wam_jax.weights.mapping import Source, WeightMap, layer_norm, linear
 
 ASSET = "minilm_l6"
 WIDTH = 384
@@ -30,7 +33,9 @@ _NUM_HEADS = 12
 _FFN_WIDTH = 1536
 _VOCABULARY = 30_522
 _POSITIONS = 512
+_SEGMENTS = 2
 _EPSILON = 1e-12
+UNUSED = (r"pooler\.dense\.(weight|bias)", r"embeddings\.position_ids")  # the pooler was not trained
 
 MAX_TOKENS = 64
 # An instruction runs at the first of these lengths that holds it and in batches of one size, whatever its neighbours:
@@ -76,12 +81,12 @@ class MiniLM(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.word = nnx.Param(jnp.zeros((_VOCABULARY, WIDTH)), axes=(None, "embed"))
         self.position = nnx.Param(jnp.zeros((_POSITIONS, WIDTH)), axes=(None, "embed"))
-        self.segment = nnx.Param(jnp.zeros(WIDTH), axes=("embed",))
+        self.segment = nnx.Param(jnp.zeros((_SEGMENTS, WIDTH)), axes=(None, "embed"))
         self.norm = LayerNorm(WIDTH, ("embed",), _EPSILON)
         self.layers = stack(Layer, _NUM_LAYERS, rngs)
 
     def __call__(self, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L 384"]:
-        embedded = self.word[...][ids] + self.position[...][: ids.shape[1]] + self.segment[...]
+        embedded = self.word[...][ids] + self.position[...][: ids.shape[1]] + self.segment[...][0]
         graph, params = layer_slice(self.layers)
 
         def layer(x, layer_params):
@@ -96,40 +101,24 @@ def definition() -> Definition[MiniLM]:
     return define(MiniLM)
 
 
-def map_weights(checkpoint: Mapping[str, np.ndarray]) -> Params:
-    """The checkpoint's arrays (names of ``transformers.BertModel``) as this module's parameter tree.
-
-    Kernels are transposed from (out, in) to (in, out), layers stacked. The pooler is left out: it was not trained.
-
-    Raises:
-      KeyError: for an array that the checkpoint lacks.
-    """
-
-    def linear(name: str) -> Params:
-        return {"kernel": checkpoint[f"{name}.weight"].T, "bias": checkpoint[f"{name}.bias"]}
-
-    def norm(name: str) -> Params:
-        return {"scale": checkpoint[f"{name}.weight"], "bias": checkpoint[f"{name}.bias"]}
-
-    def layer(index: int) -> Params:
-        prefix = f"encoder.layer.{index}"
-        return {
-            "query": linear(f"{prefix}.attention.self.query"),
-            "key": linear(f"{prefix}.attention.self.key"),
-            "value": linear(f"{prefix}.attention.self.value"),
-            "output": linear(f"{prefix}.attention.output.dense"),
-            "attention_norm": norm(f"{prefix}.attention.output.LayerNorm"),
-            "up": linear(f"{prefix}.intermediate.dense"),
-            "down": linear(f"{prefix}.output.dense"),
-            "ffn_norm": norm(f"{prefix}.output.LayerNorm"),
-        }
-
+def weight_map() -> WeightMap:
+    """Where each parameter is in the published checkpoint (names of ``transformers.BertModel``)."""
+    layer = "encoder.layer.{}"
     return {
-        "word": checkpoint["embeddings.word_embeddings.weight"],
-        "position": checkpoint["embeddings.position_embeddings.weight"],
-        "segment": checkpoint["embeddings.token_type_embeddings.weight"][0],
-        "norm": norm("embeddings.LayerNorm"),
-        "layers": jax.tree.map(lambda *arrays: np.stack(arrays), *(layer(index) for index in range(_NUM_LAYERS))),
+        "word": Source("embeddings.word_embeddings.weight"),
+        "position": Source("embeddings.position_embeddings.weight"),
+        "segment": Source("embeddings.token_type_embeddings.weight"),
+        "norm": layer_norm("embeddings.LayerNorm"),
+        "layers": {
+            "query": linear(f"{layer}.attention.self.query"),
+            "key": linear(f"{layer}.attention.self.key"),
+            "value": linear(f"{layer}.attention.self.value"),
+            "output": linear(f"{layer}.attention.output.dense"),
+            "attention_norm": layer_norm(f"{layer}.attention.output.LayerNorm"),
+            "up": linear(f"{layer}.intermediate.dense"),
+            "down": linear(f"{layer}.output.dense"),
+            "ffn_norm": layer_norm(f"{layer}.output.LayerNorm"),
+        },
     }
 
 
@@ -140,7 +129,8 @@ def load() -> Params:
     Raises:
       assets.AssetMissing, assets.AssetCorrupt: the weights are not here, or not the registered ones.
     """
-    return jax.tree.map(jnp.asarray, map_weights(assets.read_safetensors(assets.find(ASSET)["weights"])))
+    checkpoint = open_weights(assets.find(ASSET)["weights"])
+    return mapping.load(weight_map(), definition().shapes(), checkpoint, UNUSED)
 
 
 @jax.jit

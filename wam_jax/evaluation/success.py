@@ -6,7 +6,7 @@ the policy at its random start, random actions, and the scripted expert.
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Bool
 
 from wam_jax import console
 from wam_jax.evaluation.statistics import Rate
-from wam_jax.policy import Policy
+from wam_jax.policy import Policy, PolicyParams
 from wam_jax.sharding import batch_sharding, replicated
 from wam_jax.sim.rollout import Recording, Trace, WamParams, draw, imagine, rollout, scripted_actor, wam_actor
 from wam_jax.sim.tabletop import Tabletop
@@ -80,36 +80,37 @@ class TaskResult:
         return {**figures.pop("trained"), "controls": figures, "speed": self.speed}
 
 
-def evaluate_task(
-    task: str,
-    trained: Trained,
-    text: Text,
-    image_size: int,
-    config: EvaluationConfig,
-    mesh: Mesh,
-    embodiment: int = 0,
-) -> TaskResult:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskText:
+    """A tabletop task as a model meets it.
+
+    Attributes:
+      name: of the task.
+      text: features of every instruction of the task, in the environment's order.
+      embodiment: which of the model's robots the simulator's is.
+    """
+
+    name: str
+    text: Text
+    embodiment: int = 0
+
+
+def evaluate_task(task: TaskText, trained: Trained, config: EvaluationConfig, mesh: Mesh) -> TaskResult:
     """Runs every controller on the same episodes of one task.
 
     Args:
-      task: name of a tabletop task.
+      task: which.
       trained: the model.
-      text: features of every instruction of the task, in the environment's order.
-      image_size: what the model was trained on.
       config: numbers.
       mesh: episodes are spread over its devices.
-      embodiment: which of the model's robots the simulator's is.
     """
-    env = Tabletop(task, image_size=image_size)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), config.episodes)
+    env, keys = Tabletop(task.name, image_size=trained.image_size), _episode_keys(config)
     policy = dataclasses.replace(trained.policy, candidates=config.candidates)
     policy_run = rollout(env, wam_actor(env, policy, config.execute), env.episode_steps)
     scripted_run = rollout(env, scripted_actor(env), env.episode_steps)
-    informed = WamParams(
-        policy=trained.params, text=text, embodiment=jnp.asarray(embodiment), misinform=jnp.asarray(False)
-    )
+    informed = _informed(task, trained.params)
     misinformed = dataclasses.replace(informed, misinform=jnp.asarray(True))
-    untrained = dataclasses.replace(informed, policy=trained.untrained)
+    untrained = _informed(task, trained.untrained)
     plan: list[tuple[str, Callable, Any]] = [
         ("trained", policy_run, informed),
         ("wrong_instruction", policy_run, misinformed),
@@ -118,15 +119,56 @@ def evaluate_task(
         ("expert", scripted_run, jnp.asarray(0.0)),
     ]
     controllers, seconds, traces = {}, {}, {}
-    for name, run, params in console.progress(plan, f"evaluate {task}"):
+    for name, run, params in console.progress(plan, f"evaluate {task.name}"):
         controllers[name], seconds[name], traces[name] = _run(run, params, keys, config, mesh)
     recording, seconds["frame"] = _record(env, trained.policy, informed, traces["trained"], config)
     return TaskResult(
-        task=task,
+        task=task.name,
         controllers=controllers,
         speed=_speed(env, config, seconds),
         recording=recording,
         instructions=env.instructions,
+    )
+
+
+def policy_outcomes(task: TaskText, trained: Trained, config: EvaluationConfig, mesh: Mesh) -> Controlled:
+    """What the trained policy alone does, on the same episodes as in ``evaluate_task``."""
+    run, keys = _policy_run(task, trained.policy, trained.image_size, config)
+    return _run(run, _informed(task, trained.params), keys, config, mesh)[0]
+
+
+def closed_loop_score(
+    tasks: Sequence[TaskText], policy: Policy, image_size: int, config: EvaluationConfig, mesh: Mesh
+) -> Callable[[PolicyParams], float]:
+    """Mean success over tasks as a function of the parameters; each task's program is compiled once.
+
+    For choosing among checkpoints: ``config.seed`` must not be the one that results are reported on.
+    """
+    runs = [(task, *_policy_run(task, policy, image_size, config)) for task in tasks]
+
+    def score(params: PolicyParams) -> float:
+        outcomes = [_run(run, _informed(task, params), keys, config, mesh)[0] for task, run, keys in runs]
+        return float(np.mean([outcome.success.mean() for outcome in outcomes]))
+
+    return score
+
+
+def _policy_run(
+    task: TaskText, policy: Policy, image_size: int, config: EvaluationConfig
+) -> tuple[Callable, jax.Array]:
+    """The policy's rollout, compiled at its first call, and the keys of the episodes."""
+    env = Tabletop(task.name, image_size=image_size)
+    policy = dataclasses.replace(policy, candidates=config.candidates)
+    return rollout(env, wam_actor(env, policy, config.execute), env.episode_steps), _episode_keys(config)
+
+
+def _episode_keys(config: EvaluationConfig) -> jax.Array:
+    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), config.episodes)
+
+
+def _informed(task: TaskText, params: PolicyParams) -> WamParams:
+    return WamParams(
+        policy=params, text=task.text, embodiment=jnp.asarray(task.embodiment), misinform=jnp.asarray(False)
     )
 
 

@@ -17,12 +17,16 @@ _SMALL = 64  # beneath so many windows, figures mean little
 
 def add_training_curve(report: Report, path: Path) -> None:
     """Each stream's loss against the step."""
-    rows = read_metrics(path)
+    every = read_metrics(path)
+    rows = [row for row in every if "loss" in row]
     names = [name for name in rows[-1] if name.startswith("loss/")] if rows else []
     series = {name.removeprefix("loss/"): [(row["step"], row[name]) for row in rows] for name in names}
     if series:
         chart = media.curve(series, "Velocity error in training", "step", "mean squared error")
         report.add_image("Training", chart, "Moving noise levels make single values jump; the trend counts.")
+    if scores := [(row["step"], row["score"]) for row in every if "score" in row]:
+        chart = media.curve({"success": scores}, "Closed-loop success in training", "step", "success")
+        report.add_image("", chart, "On episodes of another seed than those that are reported.")
 
 
 HELDOUT_COLUMNS = ("dataset", "windows", "action error", "first action", "repeat present", "imagined", "tokenizer")

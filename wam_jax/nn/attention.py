@@ -61,16 +61,42 @@ class Projections(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Tokens attend to another sequence (text), without positions."""
+    """Tokens attend to another sequence (text), without positions.
 
-    def __init__(self, width: int, num_heads: int, head_dim: int, rngs: nnx.Rngs, output_gain: float = 1.0):
+    With ``image``, the same queries attend to an image's tokens too, by keys and values of their own, and the two
+    results add up (Wan 2.1 image to video: ``WanI2VCrossAttention``).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        head_dim: int,
+        rngs: nnx.Rngs,
+        output_gain: float = 1.0,
+        image: bool = False,
+    ):
         self.projections = Projections(width, num_heads, head_dim, rngs, output_gain)
+        if image:
+            inner = num_heads * head_dim
+            self.image_key = Linear(width, inner, ("embed", "heads"), rngs)
+            self.image_value = Linear(width, inner, ("embed", "heads"), rngs)
+            self.image_key_norm = RMSNorm(inner, ("heads",))
 
     def __call__(
-        self, x: Float[Array, "B N D"], context: Float[Array, "B L D"], mask: Bool[Array, "B L"]
+        self,
+        x: Float[Array, "B N D"],
+        context: Float[Array, "B L D"],
+        mask: Bool[Array, "B L"],
+        image: Float[Array, "B I D"] | None = None,
     ) -> Float[Array, "B N D"]:
-        keys, values = self.projections.keys_values(context)
-        return self.projections.merge(attend(self.projections.queries(x), keys, values, mask))
+        queries = self.projections.queries(x)
+        attended = attend(queries, *self.projections.keys_values(context), mask)
+        if image is not None:
+            keys = self.image_key_norm(self.image_key(image))
+            heads = (rearrange(a, "b n (h d) -> b n h d", h=queries.shape[2]) for a in (keys, self.image_value(image)))
+            attended = attended + attend(queries, *heads)
+        return self.projections.merge(attended)
 
 
 class SelfAttention(nnx.Module):

@@ -20,12 +20,21 @@ HeadsTriple = tuple[Float[Array, "B N H Dh"], Float[Array, "B N H Dh"], Float[Ar
 class SharedAttention(nnx.Module):
     """Self-attention and text cross-attention: the part of a block that two experts may share (RepWAM)."""
 
-    def __init__(self, width: int, num_heads: int, head_dim: int, text: bool, rngs: nnx.Rngs, output_gain: float):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        head_dim: int,
+        text: bool,
+        rngs: nnx.Rngs,
+        output_gain: float,
+        image: bool = False,
+    ):
         self.self_attention = Projections(width, num_heads, head_dim, rngs, output_gain)
         self.text = text
         if text:
             self.text_norm = LayerNorm(width, ("embed",))
-            self.text_attention = CrossAttention(width, num_heads, head_dim, rngs, output_gain)
+            self.text_attention = CrossAttention(width, num_heads, head_dim, rngs, output_gain, image)
 
 
 class BridgeAttention(nnx.Module):
@@ -56,13 +65,14 @@ class DiTBlock(nnx.Module):
         *,
         own_attention: bool = True,
         text: bool = True,
+        image: bool = False,
         bridge: int | None = None,
         output_gain: float = 1.0,
     ):
-        """``bridge``: the width of the hidden states that this expert reads, if it does."""
+        """``image``: text cross-attention reads an image too; ``bridge``: width of the hidden states read, if any."""
         self.modulation = nnx.Param(initial_modulation(rngs.params(), width), axes=(None, "embed"))
         if own_attention:
-            self.attention = SharedAttention(width, num_heads, head_dim, text, rngs, output_gain)
+            self.attention = SharedAttention(width, num_heads, head_dim, text, rngs, output_gain, image)
         if bridge is not None:
             self.bridge = BridgeAttention(bridge, width, num_heads, head_dim, rngs, output_gain)
         self.ffn = FeedForward(width, ffn_width, rngs, gain=output_gain)
@@ -84,11 +94,12 @@ class DiTBlock(nnx.Module):
         attention: SharedAttention,
         text: Float[Array, "B L D"] | None,
         text_mask: Bool[Array, "B L"] | None,
+        image: Float[Array, "B I D"] | None = None,
     ) -> Float[Array, "B N D"]:
-        """The tokens after self-attention and text cross-attention."""
+        """The tokens after self-attention and cross-attention to the text (and to an image, where there is one)."""
         x = x + self._modulate(modulation, 2, x.dtype) * attention.self_attention.merge(attended)
         if attention.text and text is not None and text_mask is not None:
-            x = x + attention.text_attention(attention.text_norm(x), text, text_mask)
+            x = x + attention.text_attention(attention.text_norm(x), text, text_mask, image)
         return x
 
     def read(self, x: Float[Array, "B N D"], attended: Float[Array, "B N H Dh"]) -> Float[Array, "B N D"]:

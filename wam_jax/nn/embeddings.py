@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from wam_jax.nn.module import Linear
+from wam_jax.nn.module import LayerNorm, Linear
 
 SINUSOID_CHANNELS = 256
 
@@ -58,6 +58,20 @@ class TextProjection(nnx.Module):
 
     def __call__(self, features: Float[Array, "B L C"]) -> Float[Array, "B L D"]:
         return self.second(jax.nn.gelu(self.first(features), approximate=True))
+
+
+class ImageProjection(nnx.Module):
+    """A frozen encoder's image tokens to an expert's width (Wan 2.1's ``MLPProj``)."""
+
+    def __init__(self, image_width: int, width: int, rngs: nnx.Rngs):
+        self.norm_in = LayerNorm(image_width, (None,), epsilon=1e-5)
+        self.first = Linear(image_width, image_width, (None, "mlp"), rngs)
+        self.second = Linear(image_width, width, ("mlp", "embed"), rngs)
+        self.norm_out = LayerNorm(width, ("embed",), epsilon=1e-5)
+
+    def __call__(self, tokens: Float[Array, "B I C"]) -> Float[Array, "B I D"]:
+        hidden = jax.nn.gelu(self.first(self.norm_in(tokens)), approximate=False)
+        return self.norm_out(self.second(hidden))
 
 
 def grid_positions(key: jax.Array, cameras: int, rows: int, columns: int, width: int) -> Float[Array, "V h w D"]:

@@ -71,14 +71,20 @@ def normal(fan_in: int, gain: float = 1.0) -> Callable[[jax.Array, tuple[int, ..
 
 
 class Linear(nnx.Module):
-    """``y = x W + b``, computed in the dtype of ``x`` from float32 parameters."""
+    """``y = x W + b``, computed in the dtype of ``x`` from float32 parameters; see nn/lora.py for the factors."""
+
+    lora_scale: float
 
     def __init__(self, inputs: int, outputs: int, axes: Axes, rngs: nnx.Rngs, gain: float = 1.0, bias: bool = True):
         self.kernel = nnx.Param(normal(inputs, gain)(rngs.params(), (inputs, outputs)), axes=axes)
         self.bias = nnx.Param(jnp.zeros(outputs), axes=axes[1:]) if bias else None
+        self.lora_a: nnx.Param | None = None
+        self.lora_b: nnx.Param | None = None
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         y = x @ self.kernel[...].astype(x.dtype)
+        if self.lora_a is not None and self.lora_b is not None:
+            y = y + self.lora_scale * (x @ self.lora_a[...].astype(x.dtype) @ self.lora_b[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

@@ -1,6 +1,7 @@
 """A small ViT autoencoder: an image to a grid of latent vectors, and back."""
 
 import dataclasses
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,27 @@ def define_tokenizer(config: TokenizerConfig) -> Definition[VisualTokenizer]:
     return define(lambda rngs: VisualTokenizer(config, rngs))
 
 
+class Tokenizer(Protocol):
+    """A frozen picture tokenizer: a pytree of its arrays.
+
+    Attributes:
+      config: static; has ``image_size``, ``latent_shape`` (rows, columns, channels), and its fields as JSON say which
+        tokenizer it is.
+      saved: its arrays belong to every checkpoint; else they are found by name.
+    """
+
+    saved: ClassVar[bool]
+
+    @property
+    def config(self) -> Any: ...
+
+    def encode(self, images: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B h w C"]:
+        """Normalised latents, float32."""
+
+    def decode(self, latents: Float[Array, "*B h w C"]) -> UInt8[Array, "*B H W 3"]:
+        """Pixels of normalised latents."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FrozenTokenizer:
@@ -108,6 +130,7 @@ class FrozenTokenizer:
     mean: Float[Array, "C"]
     std: Float[Array, "C"]
     config: TokenizerConfig = dataclasses.field(metadata={"static": True})
+    saved: ClassVar[bool] = True
 
     def encode(self, images: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B h w C"]:
         """Normalised latents, float32."""

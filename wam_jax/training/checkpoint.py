@@ -6,8 +6,11 @@ A checkpoint directory holds one folder a step, each with the items
   data       the position in the data order                           (grain)
   tokenizer  the frozen tokenizer's arrays                            (Orbax)
   meta       config, sizes, normalisation, as JSON
+
+Parameters that are not trained never change: they lie once beside the steps, in ``base`` (Orbax).
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,11 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
+from wam_jax.nn.module import Params
+from wam_jax.training.partition import paths
 from wam_jax.training.state import TrainState
+
+_BASE = "base"
 
 
 class CheckpointError(RuntimeError):
@@ -41,10 +48,12 @@ class Checkpoints:
         """The newest complete step, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, data: grain.DatasetIterator, frozen: Any, meta: dict[str, Any]):
-        """Starts writing; training may go on at once. ``frozen`` None writes no tokenizer item."""
+    def save(self, step: int, state: TrainState, data: grain.DatasetIterator | None, frozen: Any, meta: dict[str, Any]):
+        """Starts writing; training may go on at once. Without ``data`` or ``frozen`` (a tokenizer) there is no such
+        item; without the first, training cannot be resumed."""
         items = {"state": ocp.args.StandardSave(state), "meta": ocp.args.JsonSave(meta)}
-        items["data"] = grain.checkpoint.CheckpointSave(data)
+        if data is not None:
+            items["data"] = grain.checkpoint.CheckpointSave(data)
         if frozen is not None:
             items["tokenizer"] = ocp.args.StandardSave(frozen)
         self._manager.save(step, args=ocp.args.Composite(**items))
@@ -76,10 +85,53 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._restore(**{item: ocp.args.StandardRestore(abstract)})[item]
 
-    def _restore(self, **items: Any) -> Any:
+    def acting_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the newest state's parameters that act, by path: the average, or what is trained without one."""
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(self._state_folder()).item_metadata.tree
+        return {path: tuple(leaf.shape) for path, leaf in paths(tree[_acting(tree)]).items()}
+
+    def load_acting(self, like: Params) -> Params:
+        """Some of these parameters, laid out as ``like``; nothing else of the state is read."""
+        folder = self._state_folder()
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            name = _acting(reader.metadata(folder).item_metadata.tree)
+            return _read_part(reader, folder, {name: like})[name]
+
+    def save_base(self, params: Params) -> None:
+        """Writes the parameters that are not trained, once."""
+        with ocp.StandardCheckpointer() as writer:
+            writer.save(self.directory / _BASE, params, force=True)
+
+    def share_base(self, other: "Checkpoints") -> None:
+        """Lets both directories have one copy of them."""
+        if (other.directory / _BASE).is_dir():
+            link = self.directory / _BASE
+            link.symlink_to(os.path.relpath(other.directory / _BASE, self.directory))
+
+    def base_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters that are not trained, by path; empty where all are."""
+        if not (self.directory / _BASE).is_dir():
+            return {}
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(self.directory / _BASE).item_metadata.tree
+        return {path: tuple(leaf.shape) for path, leaf in paths(tree).items()}
+
+    def load_base(self, like: Params) -> Params:
+        """Some of the parameters that are not trained, laid out as ``like``."""
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return _read_part(reader, self.directory / _BASE, like)
+
+    def _state_folder(self) -> Path:
+        return self.directory / str(self._newest()) / "state"
+
+    def _newest(self) -> int:
         if self.latest is None:
             raise CheckpointError(f"no checkpoint in {self.directory}; train one with: wam train --config CONFIG")
-        return self._manager.restore(self.latest, args=ocp.args.Composite(**items))
+        return self.latest
+
+    def _restore(self, **items: Any) -> Any:
+        return self._manager.restore(self._newest(), args=ocp.args.Composite(**items))
 
     def close(self) -> None:
         """Waits for pending writes."""
@@ -94,6 +146,15 @@ class Checkpoints:
                 f"checkpoint {self.directory} was made with {path}={old!r}, this run has {new!r}; "
                 "set it back or choose another --workdir"
             )
+
+
+def _acting(tree: Any) -> str:
+    return "ema" if tree.get("ema") else "params"
+
+
+def _read_part(reader: ocp.Checkpointer, folder: Path, like: Any) -> Any:
+    arguments = ocp.checkpoint_utils.construct_restore_args(like)
+    return reader.restore(folder, args=ocp.args.PyTreeRestore(item=like, restore_args=arguments, partial_restore=True))
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:

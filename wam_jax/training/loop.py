@@ -1,8 +1,11 @@
 """The training loop: batches in, checkpoints and curves out; killed at any step, it goes on where it was."""
 
 import dataclasses
+import json
+import shutil
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,14 @@ class LoopConfig:
 
     steps: in all, over all resumes.
     save_every, log_every: steps between checkpoints and between logged metrics.
+    evaluate_every: steps between evaluations; 0: none.
     log_batches: log every step, with a checksum of its batch (to prove that a resume repeats the data order).
     """
 
     steps: int
     save_every: int = 500
     log_every: int = 20
+    evaluate_every: int = 0
     log_batches: bool = False
 
 
@@ -44,19 +49,23 @@ def fit(
     config: LoopConfig,
     meta: dict[str, Any],
     description: str = "training",
+    tokenizer: Any = None,
+    score: Callable[[TrainState], float] | None = None,
 ) -> TrainState:
     """Trains to ``config.steps``, resuming from the newest checkpoint in ``directory`` if there is one.
 
     Args:
       state: the initial state, laid out on the mesh; replaced when resuming.
       step_fn: ``make_step``'s.
-      frozen: passed to the step; saved beside the state (None: nothing to save).
+      frozen: passed to the step.
       data: endless batches; its position is saved and restored.
       mesh: where batches go.
       directory: for ``checkpoints/`` and ``metrics.jsonl``.
       config: lengths and intervals.
       meta: the JSON part of the checkpoints.
       description: beside the progress bar.
+      tokenizer: saved beside the state, where there is one.
+      score: of a state, the higher the better (closed-loop success); where the best one was is kept in ``best/``.
 
     Raises:
       FloatingPointError: as soon as a logged loss is not finite; names the step.
@@ -68,6 +77,7 @@ def fit(
         console.log(f"{description}: resuming from step {int(state.step)}")
     start = int(state.step)
     log = MetricsLog(directory / "metrics.jsonl", start)
+    best = Best(directory / "best", start) if score is not None and config.evaluate_every else None
     began = time.monotonic()
     for step in console.progress(range(start + 1, config.steps + 1), description, config.steps, start):
         batch = next(data)
@@ -83,9 +93,42 @@ def fit(
                 values["batch"] = batch_checksum(batch)
             log.append(step, {**values, "seconds": round(time.monotonic() - began, 2)})
         if step % config.save_every == 0 or step == config.steps:
-            checkpoints.save(step, state, data, frozen, meta)
+            checkpoints.save(step, state, data, tokenizer, meta)
+        if best is not None and score is not None and (step % config.evaluate_every == 0 or step == config.steps):
+            value = score(state)
+            log.append(step, {"score": value})
+            if best.beaten_by(value, step):
+                kept = best.replace(value, step, checkpoints)
+                kept.save(step, state, data, tokenizer, meta)
+                kept.close()
     checkpoints.close()
     return state
+
+
+class Best:
+    """The checkpoint with the highest score so far, as a run folder of its own."""
+
+    def __init__(self, directory: Path, resume_step: int = 0):
+        self._directory, self._file = directory, directory / "score.json"
+        self.score, self.step = -np.inf, 0
+        if self._file.exists():
+            saved = json.loads(self._file.read_text())
+            if saved["step"] <= resume_step:  # else it is of steps that a kill has undone: they will be scored again
+                self.score, self.step = saved["score"], saved["step"]
+
+    def beaten_by(self, score: float, step: int) -> bool:
+        """Whether this is more than all before; says so."""
+        console.log(f"step {step}: score {score:.3f}, best so far {max(score, self.score):.3f}")
+        return score > self.score
+
+    def replace(self, score: float, step: int, beside: Checkpoints) -> Checkpoints:
+        """Where to keep the better one, in place of the last. Parameters that are not trained stay where they are."""
+        self.score, self.step = score, step
+        shutil.rmtree(self._directory / "checkpoints", ignore_errors=True)
+        kept = Checkpoints(self._directory / "checkpoints", keep=1)
+        kept.share_base(beside)
+        self._file.write_text(json.dumps({"step": step, "score": score}))
+        return kept
 
 
 def batch_checksum(batch: Any) -> int:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from wam_jax.nn.module import Definition
 from wam_jax.objectives.flow_matching import flow_matching_loss, known_from_batch
 from wam_jax.objectives.reconstruction import reconstruction_loss
-from wam_jax.tokenizers.visual import FrozenTokenizer, VisualTokenizer
+from wam_jax.tokenizers.visual import Tokenizer, VisualTokenizer
 from wam_jax.training.step import LossFn
 from wam_jax.types import Batch
 from wam_jax.wam.model import WorldActionModel
@@ -19,7 +19,7 @@ from wam_jax.wam.model import WorldActionModel
 def wam_loss(definition: Definition[WorldActionModel]) -> LossFn:
     """Flow matching on latents; ``frozen`` is the tokenizer."""
 
-    def loss(params: Any, tokenizer: FrozenTokenizer, batch: Batch, key: jax.Array):
+    def loss(params: Any, tokenizer: Tokenizer, batch: Batch, key: jax.Array):
         model = definition.bind(params)
         return flow_matching_loss(model, known_from_batch(model, *encode_batch(tokenizer, batch)), key)
 
@@ -36,7 +36,7 @@ def tokenizer_loss(definition: Definition[VisualTokenizer]) -> LossFn:
     return loss
 
 
-def encode_batch(tokenizer: FrozenTokenizer, batch: Batch) -> tuple[Batch, Float[Array, "B T V h w C"]]:
+def encode_batch(tokenizer: Tokenizer, batch: Batch) -> tuple[Batch, Float[Array, "B T V h w C"]]:
     """The batch with all its pictures (further streams', too) as normalised latents: as read, or encoded here."""
     streams = {
         name: dataclasses.replace(data, values=jax.lax.stop_gradient(tokenizer.encode(data.values)))

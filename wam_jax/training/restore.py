@@ -1,18 +1,17 @@
-"""A trained model back from its directory, ready to act: nothing but the checkpoint is needed."""
+"""A trained model back from its directory, ready to act: nothing else is needed."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from data_pipelines.transforms import ActionCodec, Affine
+from wam_jax.nn.lora import Lora, with_lora
 from wam_jax.nn.module import Definition, define
 from wam_jax.policy import Policy, PolicyParams
-from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer
-from wam_jax.training.checkpoint import CheckpointError, Checkpoints
-from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
-from wam_jax.training.state import TrainState, init_state
+from wam_jax.sharding import param_shardings, placed
+from wam_jax.training.run import open_run
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.spec import Interface
 from wam_jax.zoo import make_spec
@@ -35,6 +34,11 @@ class Trained:
     step: int
     meta: dict[str, Any]
 
+    @property
+    def image_size(self) -> int:
+        """Rows of the pictures that it sees."""
+        return self.meta["identity"]["tokenizer"]["image_size"][0]
+
 
 def define_model(identity: dict[str, Any]) -> Definition[WorldActionModel]:
     """The definition of the model that a checkpoint's ``identity`` describes."""
@@ -43,38 +47,23 @@ def define_model(identity: dict[str, Any]) -> Definition[WorldActionModel]:
     interface = Interface(
         **{**sizes, "latent_shape": tuple(sizes["latent_shape"]), "frame_steps": tuple(sizes["frame_steps"])}
     )
-    return define(lambda rngs: WorldActionModel(spec, interface, rngs))
+    definition = define(lambda rngs: WorldActionModel(spec, interface, rngs))
+    lora = identity.get("lora")
+    return with_lora(definition, Lora(**lora)) if lora else definition
 
 
-def load_trained(directory: Path, mesh: jax.sharding.Mesh) -> Trained:
-    """The newest checkpoint of a run.
+def load_trained(directory: Path, mesh: Mesh) -> Trained:
+    """The newest checkpoint of a run, or an exported folder.
 
     Raises:
       CheckpointError: if there is none.
     """
-    folder = directory / "checkpoints"
-    if not folder.is_dir():
-        raise CheckpointError(f"no checkpoint in {directory}; train one with: wam train --config CONFIG")
-    checkpoints = Checkpoints(folder)
-    meta = checkpoints.meta()
-    identity = meta["identity"]
-    definition = define_model(identity)
-    optimizer = make_optimizer(OptimizerConfig(**identity["optimizer"]))
-    fresh = init_state(definition, optimizer, identity["seed"], mesh)
-    state: TrainState = checkpoints.load("state", fresh)
-    tokenizer: FrozenTokenizer = checkpoints.load("tokenizer", abstract_tokenizer(identity["tokenizer"]))
-    checkpoints.close()
-    policy = Policy(
-        definition=definition,
-        codec=ActionCodec.from_dict(meta["identity"]["codec"]),
-        proprio=Affine.from_dict(meta["identity"]["proprio"]),
-    )
-    trained, untrained = (PolicyParams(model=model, tokenizer=tokenizer) for model in (state.ema, fresh.params))
-    return Trained(policy, trained, untrained, int(state.step), meta)
-
-
-def abstract_tokenizer(sizes: dict[str, Any]) -> FrozenTokenizer:
-    """Shapes of a frozen tokenizer's arrays, from the JSON of its ``TokenizerConfig``."""
-    config = TokenizerConfig(**{**sizes, "image_size": tuple(sizes["image_size"])})
-    channels = jax.ShapeDtypeStruct((config.channels,), "float32")
-    return FrozenTokenizer(define_tokenizer(config).shapes(), channels, channels, config)  # type: ignore[arg-type]
+    run = open_run(directory)
+    definition = define_model({**run.identity, "lora": None})
+    shardings = param_shardings(mesh, definition.axes(), definition.shapes())
+    fresh = jax.jit(definition.init, out_shardings=shardings)(jax.random.key(run.identity["seed"]))
+    params = run.load(jax.tree.map(placed, definition.shapes(), shardings))
+    tokenizer = run.tokenizer()
+    policy = Policy(definition=definition, codec=run.codec, proprio=run.proprio)
+    trained, untrained = (PolicyParams(model=model, tokenizer=tokenizer) for model in (params, fresh))
+    return Trained(policy, trained, untrained, run.step, run.meta)

@@ -26,30 +26,60 @@ def make_step(
     seed: int,
     mesh: Mesh,
     shardings: TrainState,
+    frozen_shardings: Any = None,
+    accumulate: int = 1,
 ) -> StepFn:
     """``state, metrics = step(state, frozen, batch)``, jitted; the state's buffers are reused.
 
-    ``frozen`` is whatever the loss needs that is not trained (a tokenizer), replicated.
-
     The step's randomness is ``fold_in(seed, step)``, so a resumed run draws what an uninterrupted one would have drawn.
+
+    Args:
+      loss_fn: of the trained parameters.
+      optimizer: of these.
+      ema: decay of the moving average; 0 keeps none, and the state then has none.
+      seed: of the run.
+      mesh: of all devices.
+      shardings: of the state.
+      frozen_shardings: of ``frozen``, whatever the loss needs that is not trained; default: replicated.
+      accumulate: a batch is worked through in so many parts, one after the other: less memory, the same batch.
     """
 
     def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         with use_mesh(mesh):  # activations are cut as parameters are, and attention knows its platform
-            (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, frozen, batch, key)
+            metrics, grads = _gradients(loss_fn, state.params, frozen, batch, key, accumulate)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = update_ema(state.ema, params, state.step, ema)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads), **metrics}
+        average = update_ema(state.ema, params, state.step, ema) if ema else {}
+        metrics = {"gradient_norm": optax.global_norm(grads), **metrics}
         return TrainState(state.step + 1, params, average, moments), metrics
 
     return jax.jit(
         step,
-        in_shardings=(shardings, replicated(mesh), batch_sharding(mesh)),
+        in_shardings=(shardings, frozen_shardings or replicated(mesh), batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _gradients(
+    loss_fn: LossFn, params: Params, frozen: Any, batch: Any, key: jax.Array, parts: int
+) -> tuple[Metrics, Params]:
+    """Metrics with the loss, and gradients; means over the parts of the batch."""
+
+    def one(batch: Any, key: jax.Array) -> tuple[Metrics, Params]:
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, batch, key)
+        return {"loss": loss, **metrics}, grads
+
+    if parts == 1:
+        return one(batch, key)
+    # Every part takes each parts-th sample, so that a device's samples stay on it.
+    cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+    keys = jax.random.split(key, parts)
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], cut), key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, one(*part)), None), zeros, (cut, keys))
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def update_ema(average: Params, params: Params, step: Array, decay: float) -> Params:

@@ -92,7 +92,8 @@ class StreamMap(nnx.Module):
         if self.kind != "features" and (stream.role == "predicted" or stream.head == "diffusion"):
             self.queries = nnx.Param(_queries(rngs, layout.size(stream, 1), width), axes=(None, "embed"))
         embodiments = interface.embodiments if stream.per_embodiment else 0
-        self.project = Projection(self.values_per_token, width, (None, "embed"), rngs, embodiments)
+        given = stream.given_channels * spec.patch_size**2
+        self.project = Projection(self.values_per_token + given, width, (None, "embed"), rngs, embodiments)
         if spec.learned_positions and (self.kind == "patches" or stream.injected):
             cameras = 1 if stream.injected else interface.cameras
             self.position = nnx.Param(
@@ -116,7 +117,7 @@ class StreamMap(nnx.Module):
         return self.layout.data_shape(self.stream)[-1]
 
     def embed(self, values: Float[Array, "B t ..."], embodiment: Int[Array, "B"]) -> Float[Array, "B N D"]:
-        """Tokens of one block."""
+        """Tokens of one block; its values have the given channels last, if the stream has any."""
         tokens = self.project(self.flatten(values), embodiment)
         if hasattr(self, "position"):
             position = self.position[...].astype(tokens.dtype)

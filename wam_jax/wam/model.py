@@ -10,12 +10,12 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from wam_jax.nn.embeddings import SINUSOID_CHANNELS, Conditioning, TextProjection, sinusoid
+from wam_jax.nn.embeddings import SINUSOID_CHANNELS, Conditioning, ImageProjection, TextProjection, sinusoid
 from wam_jax.nn.module import standardize
 from wam_jax.types import Text
 from wam_jax.wam.layout import Layout
 from wam_jax.wam.maps import StreamMap
-from wam_jax.wam.spec import Expert, Interface, Spec
+from wam_jax.wam.spec import Expert, Interface, Spec, Stream
 from wam_jax.wam.tokens import Cache, Tokens
 from wam_jax.wam.trunk import Trunk
 from wam_jax.wam.visibility import Group
@@ -33,6 +33,8 @@ class Known:
       proprio: normalised proprioception at the frames that are known; the state that conditions adaLN.
       text: of the instruction.
       embodiment: which robot's input and output maps.
+      given: of each stream with ``given_channels``, those of all frames of ``values``; zeros without an entry.
+      image: a frozen encoder's tokens of a given image, for experts that read it; None: they read none.
     """
 
     values: dict[str, Float[Array, "B t ..."]]
@@ -41,6 +43,8 @@ class Known:
     proprio: Float[Array, "B t P"]
     text: Text
     embodiment: Int[Array, "B"]
+    given: dict[str, Float[Array, "B t V h w C"]] = dataclasses.field(default_factory=dict)
+    image: Float[Array, "B I C"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -67,6 +71,7 @@ class Context:
     Attributes:
       cache: the groups that ran already.
       text: the instruction at each expert's width.
+      image: tokens of a given image at the width of each expert that reads it.
       summary: its mean, normalised; conditions adaLN.
       proprio, embodiment: as in ``Known``.
       time: control step of "now", added to rotary positions; rollouts with a history count on, else None.
@@ -74,6 +79,7 @@ class Context:
 
     cache: Cache
     text: dict[str, Text]
+    image: dict[str, Float[Array, "B I D"]]
     summary: Float[Array, "B C"]
     proprio: Float[Array, "B t P"]
     embodiment: Int[Array, "B"]
@@ -90,6 +96,8 @@ class WorldActionModel(nnx.Module):
         self.conditioning = nnx.Dict({e.name: self._make_conditioning(e, rngs) for e in spec.experts})
         reading = [e for e in spec.experts if e.text and e.attention_of is None]
         self.text_in = nnx.Dict({e.name: TextProjection(interface.text_width, e.width, rngs) for e in reading})
+        looking = [e for e in spec.experts if e.image_width]
+        self.image_in = nnx.Dict({e.name: ImageProjection(e.image_width, e.width, rngs) for e in looking})
         self.trunk = Trunk(spec, rngs)
 
     def _make_conditioning(self, expert: Expert, rngs: nnx.Rngs) -> Conditioning:
@@ -103,13 +111,16 @@ class WorldActionModel(nnx.Module):
     def begin(self, known: Known, time: Float[Array, ""] | None = None) -> Context:
         """Instruction and state, made ready for all passes; nothing has run yet."""
         dtype = jnp.dtype(self.spec.dtype)
+        words = self._with_padding(known.text) if self.spec.padded_text else known.text
         text = {
-            name: Text(features=project(known.text.features.astype(dtype)), mask=known.text.mask)
+            name: Text(features=project(words.features.astype(dtype)), mask=words.mask)
             for name, project in self.text_in.items()
         }
+        looked = {} if known.image is None else dict(self.image_in.items())
         return Context(
             cache=Cache(),
             text=text,
+            image={name: project(jnp.asarray(known.image, dtype)) for name, project in looked.items()},
             summary=standardize(pool(known.text)).astype(dtype),
             proprio=known.proprio.astype(dtype),
             embodiment=known.embodiment,
@@ -177,7 +188,7 @@ class WorldActionModel(nnx.Module):
         sources = tuple(None if group.clean else self.layout.branch_source(group) for group in groups)
         rows, modulation, embedded = self._modulate(groups, context, noisy)
         tokens = Tokens(tuple(groups), values, positions, rows, modulation, sources)
-        out, cache = self.trunk(tokens, context.text, context.cache, keep)
+        out, cache = self.trunk(tokens, context.text, context.cache, keep, context.image)
         experts = [self.spec.stream(group.stream).expert for group in groups]
         levels = {g: embedded[e][:, row] for g, e, row in zip(groups, experts, rows, strict=True)}
         return out, cache, levels
@@ -201,8 +212,23 @@ class WorldActionModel(nnx.Module):
             span = slice(*self.layout.future_span(stream, group.block))
         if maps.kind != "features":
             data, mask = data[:, span], None if mask is None else maps.present(mask[:, span])
+            data = self._with_given(stream, data, known, group.block)
         tokens = maps.embed(data.astype(dtype), context.embodiment)
         return tokens if mask is None else jnp.where(mask[..., None], tokens, maps.missing[...].astype(dtype))
+
+    def _with_given(self, stream: Stream, data: Array, known: Known, block: int) -> Array:
+        """A block's data with its given channels behind its own."""
+        if not stream.given_channels:
+            return data
+        given = jnp.zeros((*data.shape[:-1], stream.given_channels), data.dtype)
+        if stream.name in known.given:
+            given = known.given[stream.name][:, slice(*self.layout.span(stream, block))].astype(data.dtype)
+        return jnp.concatenate([data, given], -1)
+
+    def _with_padding(self, text: Text) -> Text:
+        """The instruction with zeros after it, as tokens like any other."""
+        features, mask = self._fitted(text)
+        return Text(features=jnp.where(mask[..., None], features, 0.0), mask=jnp.ones_like(mask))
 
     def _fitted(self, text: Text) -> tuple[Array, Array]:
         """Text features and mask, padded to as many tokens as the layout has.

@@ -56,6 +56,8 @@ class Expert:
       conditions: what sets the adaLN modulation of its tokens beside their noise level: "text" (the mean over the
         instruction's token features), "state" (proprioception), "levels" (the noise levels of all streams).
       text: cross-attention to the instruction's tokens.
+      image_width: of a frozen encoder's image tokens, read in the same cross-attention by keys and values of their own
+        (Wan 2.1 image to video: CLIP's, 1280); 0 reads none.
       attention_of: use this expert's attention weights (and width); own feed-forward only.
       bridge: read another expert by cross-attention instead of sharing its attention.
       branch_of: begin ``layers`` before the end, from a copy of this expert's tokens.
@@ -67,6 +69,7 @@ class Expert:
     layers: int | None = None
     conditions: tuple[str, ...] = ()
     text: bool = True
+    image_width: int = 0
     attention_of: str | None = None
     bridge: Bridge | None = None
     branch_of: str | None = None
@@ -90,6 +93,8 @@ class Stream:
       per_embodiment: input and output maps of its own for every embodiment.
       injected: written into a latent frame and mapped as video is (Cosmos Policy).
       tokens: how many, of a register stream.
+      given_channels: of a frame, beside the latents that are denoised (Wan 2.1 image to video: a mask and the latents
+        of the given image, 20); zero where nothing is given.
     """
 
     name: str
@@ -103,6 +108,7 @@ class Stream:
     per_embodiment: bool = False
     injected: bool = False
     tokens: int = 1
+    given_channels: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +168,8 @@ class Spec:
       time_scale: rotary positions a control step; None counts frames, as Wan does.
       context_noise: standard deviation of Gaussian noise on clean latents in training (augmentation).
       text_dropout: share of training samples without their instruction, for guidance.
+      padded_text: cross-attention sees an instruction's padding too, as zeros up to ``Interface.text_tokens``: Wan was
+        trained so.
       dtype: of activations; parameters, softmax and norms are float32.
       remat: what the backward pass computes again: "none" nothing, "dots" all but matrix products, "attention" all but
         splash's attention (as "full" elsewhere), "full" each layer.
@@ -187,6 +195,7 @@ class Spec:
     time_scale: float | None = 1.0
     context_noise: float = 0.0
     text_dropout: float = 0.0
+    padded_text: bool = False
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
@@ -280,6 +289,8 @@ def _expert_problems(spec: Spec, expert: Expert) -> Iterable[str]:
         yield f"attention_of={expert.attention_of!r} must have attention of its own, and there is no bridge beside it"
     if expert.attention_of and spec.expert(expert.attention_of).width != expert.width:
         yield f"attention_of={expert.attention_of!r} shares weights, so widths must be equal; set width={expert.width}"
+    if expert.image_width and (expert.attention_of or not expert.text):
+        yield f"image_width={expert.image_width} needs text cross-attention of its own; set text=True, no attention_of"
     if expert.bridge:
         layers, of = expert.bridge.layers, spec.expert(expert.bridge.source)
         if layers not in ("spread", "parallel", *range(spec.num_layers)):
@@ -319,6 +330,8 @@ def _stream_problems(spec: Spec, stream: Stream) -> Iterable[str]:
         yield f"kind {stream.kind!r} cannot be {stream.role}; its role is context"
     if spec.expert(stream.expert).branch_of and stream.role != "predicted":
         yield "its expert branches off the trunk, so its role must be predicted"
+    if stream.given_channels and (KINDS[stream.kind] != "patches" or stream.injected):
+        yield f"given_channels={stream.given_channels} lie beside the latents of a frame; its kind must be of patches"
     if stream.injected and not any(s.kind == "video" for s in spec.streams):
         yield "is injected into latent frames, but there is no video stream"
 

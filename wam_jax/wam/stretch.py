@@ -149,7 +149,7 @@ class StretchRun:
                 x[group] = x[source]
         return {lane.name: lane.constrain(lane.gather([x[g] for g in lane.groups])) for lane in self.lanes}
 
-    def layer(self, blocks: Mapping[str, DiTBlock], x: dict[str, Array], text, cached, bridged, keep: bool):
+    def layer(self, blocks: Mapping[str, DiTBlock], x: dict[str, Array], text, image, cached, bridged, keep: bool):
         """One layer of every lane: (tokens by lane), and what to keep of it."""
         queries, own = {}, {}
         for lane in self.lanes:
@@ -165,10 +165,11 @@ class StretchRun:
         after = {}
         for lane in self.lanes:
             block, modulation = blocks[lane.expert], self.modulation[lane.name]
-            attention, words = blocks[self._owner(lane.expert)].attention, text.get(self._owner(lane.expert))
+            owner = self._owner(lane.expert)
+            attention, words = blocks[owner].attention, text.get(owner)
             y = block.attend(
                 x[lane.name], lane.gather([attended[g] for g in lane.groups]), modulation, attention,
-                None if words is None else words.features, None if words is None else words.mask,
+                None if words is None else words.features, None if words is None else words.mask, image.get(owner),
             )  # fmt: skip
             if lane.expert in self.bridge_plans:
                 y = self._read(lane, block, y, (*bridged[lane.expert], *parallel[lane.expert]))

@@ -49,12 +49,18 @@ class Trunk(nnx.Module):
             rngs,
             own_attention=expert.attention_of is None,
             text=expert.text,
+            image=expert.image_width > 0,
             bridge=spec.expert(expert.bridge.source).width if expert.bridge else None,
             output_gain=0.5 / np.sqrt(spec.layers(expert) / 4),
         )
 
     def __call__(
-        self, tokens: Tokens, text: Mapping[str, Text], cache: Cache = Cache(), keep: bool = False
+        self,
+        tokens: Tokens,
+        text: Mapping[str, Text],
+        cache: Cache = Cache(),
+        keep: bool = False,
+        image: Mapping[str, Float[Array, "B I D"]] | None = None,
     ) -> tuple[tuple[Float[Array, "B n D"], ...], Cache]:
         """Runs all layers.
 
@@ -63,13 +69,14 @@ class Trunk(nnx.Module):
           text: instruction features at each expert's width, for cross-attention.
           cache: what these groups may also see.
           keep: return what these groups leave for later passes.
+          image: tokens of a given image at each expert's width, for cross-attention beside the text.
 
         Returns:
           each group's tokens after the last layer, and a cache of these groups (empty unless ``keep``).
         """
         state = PassState(tokens, cache)
         for stretch in stretches(self.spec):
-            self._run(stretch, state, text, keep)
+            self._run(stretch, state, text, image or {}, keep)
         hidden = tuple(state.x[group] for group in tokens.groups)
         if not keep:
             return hidden, Cache()
@@ -78,7 +85,7 @@ class Trunk(nnx.Module):
         )
         return hidden, Cache(tokens.groups, entries)
 
-    def _run(self, stretch: Stretch, state: PassState, text: Mapping[str, Text], keep: bool) -> None:
+    def _run(self, stretch: Stretch, state: PassState, text: Mapping[str, Text], image: Mapping, keep: bool) -> None:
         """One stretch: scans its layers, and notes in ``state`` what they leave."""
         members = [i for i, g in enumerate(state.tokens.groups) if self.spec.stream(g.stream).expert in stretch.start]
         if not members:
@@ -92,7 +99,7 @@ class Trunk(nnx.Module):
         def layer(x, inputs):
             layer_params, cached, bridged = inputs
             blocks = {name: nnx.merge(graphs[name], layer_params[name]) for name in graphs}
-            return run.layer(blocks, x, text, cached, bridged, keep)
+            return run.layer(blocks, x, text, image, cached, bridged, keep)
 
         if self.spec.remat != "none":
             layer = jax.checkpoint(layer, policy=_REMAT[self.spec.remat])

@@ -7,14 +7,14 @@ nothing is missing and nothing is left over (by shapes alone), loading, and expo
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from wam_jax.nn.module import Params
 
@@ -23,6 +23,10 @@ Shape = tuple[int, ...]
 
 class WeightsMismatch(ValueError):
     """A checkpoint's tensors are not those of the model; the message names the first few."""
+
+
+class UnreadableWeights(ValueError):
+    """A file of weights is damaged, in a format that is not read, or holds more than tensors."""
 
 
 class Tensors(Protocol):
@@ -99,22 +103,27 @@ def check(weight_map: WeightMap, ours: Params, theirs: Mapping[str, Shape], unus
         or of another shape.
     """
     table, shapes = _flat(weight_map), {path: tuple(leaf.shape) for path, leaf in _flat(ours).items()}
-    _complain("parameters without a source", shapes.keys() - table.keys())
-    _complain("sources without a parameter", table.keys() - shapes.keys())
-    parts: dict[str, list[tuple[int, int]]] = {}
+    used: dict[str, list[tuple[int, int]]] = {}
     wrong, missing = [], []
-    for path, source in table.items():
-        for name in source.names(shapes[path]):
-            parts.setdefault(name, []).append(source.part)
+    for path in table.keys() & shapes.keys():
+        for name in table[path].names(shapes[path]):
+            used.setdefault(name, []).append(table[path].part)
             if name not in theirs:
                 missing.append(name)
-            elif (problem := _wrong_shape(source, shapes[path], theirs[name])) is not None:
+            elif (problem := _wrong_shape(table[path], shapes[path], theirs[name])) is not None:
                 wrong.append(f"{name} {problem}")
-    _complain("tensors missing from the checkpoint", missing)
-    _complain("tensors of another shape", wrong)
-    _complain("tensors used in part only", [n for n, used in parts.items() if len(set(used)) != used[0][1]])
-    left = [name for name in theirs.keys() - parts.keys() if not any(re.fullmatch(rule, name) for rule in unused)]
-    _complain("tensors left over in the checkpoint", left)
+    problems = {
+        "parameters without a source": shapes.keys() - table.keys(),
+        "sources without a parameter": table.keys() - shapes.keys(),
+        "tensors missing from the checkpoint": missing,
+        "tensors of another shape": wrong,
+        "tensors not used in full, once": [name for name, parts in used.items() if not _is_whole(parts)],
+        "tensors left over in the checkpoint": [
+            name for name in theirs.keys() - used.keys() if not any(re.fullmatch(rule, name) for rule in unused)
+        ],
+    }
+    if texts := [_listed(what, sorted(names)) for what, names in problems.items() if names]:
+        raise WeightsMismatch(f"{'; '.join(texts)}. Is this the checkpoint of this model, at this size?")
 
 
 def load(weight_map: WeightMap, like: Params, checkpoint: Tensors, unused: Sequence[str] = ()) -> Params:
@@ -129,7 +138,7 @@ def load(weight_map: WeightMap, like: Params, checkpoint: Tensors, unused: Seque
       unused: as in ``check``.
 
     Raises:
-      WeightsMismatch: as ``check`` says.
+      WeightsMismatch: as ``check`` says, or a tensor of integers (quantised weights) where ours has floats.
     """
     check(weight_map, like, checkpoint.shapes(), unused)
     table = _flat(weight_map)
@@ -153,34 +162,46 @@ def export(weight_map: WeightMap, params: Params) -> Iterator[tuple[str, np.ndar
 
 
 def _load(source: Source, leaf: jax.ShapeDtypeStruct, checkpoint: Tensors) -> jax.Array:
-    sharding = leaf.sharding
     if not source.stacked:
-        return jax.device_put(_cast(source.to_ours(checkpoint.read(source.name)), leaf.dtype), sharding)
-    stack, place = _empty(leaf.shape, leaf.dtype, sharding), _layer_sharding(sharding)
+        return _placed(source, source.name, leaf.dtype, leaf.sharding, checkpoint)
+    stack, layer_sharding = _zeros(leaf.shape, leaf.dtype, leaf.sharding), _of_one_layer(leaf.sharding)
     for layer, name in enumerate(source.names(leaf.shape)):
-        one = jax.device_put(_cast(source.to_ours(checkpoint.read(name)), leaf.dtype), place)
-        stack = _put(stack, one, np.int32(layer))
+        one = _placed(source, name, leaf.dtype, layer_sharding, checkpoint)
+        stack = _put(leaf.sharding)(stack, one, np.int32(layer))
         stack.block_until_ready()  # else the host runs ahead, holding every layer it has read
     return stack
 
 
-def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
-    return np.ascontiguousarray(array, dtype)
+def _placed(source: Source, name: str, dtype: Any, sharding: Sharding | None, checkpoint: Tensors) -> jax.Array:
+    """One tensor, turned; each device is handed its own part of it, in its final type."""
+    array = source.to_ours(checkpoint.read(name))
+    if jnp.issubdtype(dtype, jnp.floating) and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise WeightsMismatch(f"{name} is {array.dtype}, the model has {dtype}; get weights that are not quantised")
+
+    def part(index: Any) -> np.ndarray:
+        return np.asarray(array[index], dtype, order="C")
+
+    if sharding is None:
+        return jax.device_put(part(...))
+    return jax.make_array_from_callback(array.shape, sharding, part)
 
 
-def _layer_sharding(sharding: Any) -> Any:
+def _of_one_layer(sharding: Sharding | None) -> Sharding | None:
+    """How a layer lies where a stack of them lies so."""
     if not isinstance(sharding, NamedSharding):
         return sharding
-    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]), memory_kind=sharding.memory_kind)
 
 
-def _empty(shape: Shape, dtype: Any, sharding: Any) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+def _zeros(shape: Shape, dtype: Any, sharding: Sharding | None) -> jax.Array:
+    return jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(shape, dtype)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _put(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+@functools.cache
+def _put(sharding: Sharding | None) -> Callable[[jax.Array, jax.Array, np.int32], jax.Array]:
+    """Writes one layer into a stack, in the stack's own memory."""
+    put = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
+    return jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 
 def _wrong_shape(source: Source, ours: Shape, theirs: Shape) -> str | None:
@@ -199,10 +220,14 @@ def _wrong_shape(source: Source, ours: Shape, theirs: Shape) -> str | None:
     return None if tuple(got) == wanted else f"{theirs} gives {tuple(got)}, the model has {wanted}"
 
 
-def _complain(what: str, names: Any) -> None:
-    if names := sorted(names):
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise WeightsMismatch(f"{len(names)} {what}: {', '.join(names[:5])}{more}")
+def _is_whole(parts: list[tuple[int, int]]) -> bool:
+    """Whether these parts (index, count) of one tensor are all of it, each once."""
+    return sorted(parts) == [(index, len(parts)) for index in range(len(parts))]
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{len(names)} {what}: {', '.join(names[:5])}{more}"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,26 @@
+"""A model that reaches and lifts learns to push, from 50 demonstrations.
+
+    wam quickstart
+    wam train --config configs/finetune.py --config.init=runs/quickstart --workdir runs/finetune/full
+
+It starts from any run or export (`config.init`); system, tokenizer and normalisation are those of the start. LoRA:
+``--config.train.lora.rank=16 --config.train.optimizer.learning_rate=3e-3``. From scratch: ``--config.init=`` and
+``--config.model.name=fast_wam``. The README compares the three.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.get_config()
+    config.demos.tasks = ("push",)
+    config.demos.episodes = (50,)
+    config.model.name = ""  # that of config.init
+    config.train.optimizer.steps = 400
+    config.train.optimizer.learning_rate = 1e-3
+    config.train.optimizer.warmup = 50
+    config.train.save_every = 200
+    config.train.score.every = 100
+    return config

@@ -1,0 +1,29 @@
+"""Does starting from a model of other tasks help, when a new task has 50 demonstrations?
+
+    wam quickstart
+    wam study configs/studies/finetune.py --config.base.init=runs/quickstart
+
+Arms: the same system from its random start, finetuned in full, finetuned with LoRA. All have the same demonstrations,
+tokenizer, steps and batch, and are judged on the same episodes. Learning rates were chosen on seed 77's episodes.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import finetune
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.base = finetune.get_config()
+    config.base.train.score.every = 0
+    config.base.evaluation.films = 0
+    config.seeds = (0, 1, 2)
+    config.arms = ConfigDict(
+        {
+            "scratch": {"init": "", "model.name": "fast_wam", "train.optimizer.learning_rate": 3e-3},
+            "full": {},
+            "lora": {"train.lora.rank": 16, "train.optimizer.learning_rate": 3e-3},
+        }
+    )
+    config.compare = (("full", "scratch"), ("lora", "scratch"), ("lora", "full"))
+    return config

@@ -1,0 +1,140 @@
+"""One training from its start, or from where it was killed, to its last step."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from data_pipelines.latents import LatentCache
+from data_pipelines.windows import WindowSpec
+from launch.config import to_plain
+from launch.data import Data
+from launch.memory import Remedy, check_memory
+from wam_jax import console
+from wam_jax.nn.module import Params
+from wam_jax.sharding import batch_sharding, placed, replicated
+from wam_jax.training.checkpoint import Checkpoints
+from wam_jax.training.loop import LoopConfig, fit
+from wam_jax.training.partition import stored
+from wam_jax.training.run import Run
+from wam_jax.training.source import start_from
+from wam_jax.training.state import TrainState, count_params
+from wam_jax.training.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What differs between training the tokenizer and training the model.
+
+    Attributes:
+      name: beside the progress bar.
+      trainer: what is trained, and how.
+      batch_size: windows in a step.
+      identity: what must be the same for a run to be resumed.
+      tokenizer: what the loss needs beside the parameters; saved with them.
+      latents: of all frames, where they were encoded ahead.
+      windows: other windows than the data's.
+      init: where parameters come from; None: from their random start.
+      remedies: what to try where memory does not suffice.
+      score: of parameters, the higher the better.
+    """
+
+    name: str
+    trainer: Trainer
+    batch_size: int
+    identity: dict[str, Any]
+    tokenizer: Any = None
+    latents: list[LatentCache] | None = None
+    windows: WindowSpec | None = None
+    init: Run | None = None
+    remedies: Callable[[], list[Remedy]] = list
+    score: Callable[[Params], float] | None = None
+
+
+def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainState:
+    """Says what it will hold, begins or resumes, and trains to the end.
+
+    Raises:
+      DoesNotFit: more memory is needed than there is; nothing was allocated yet.
+    """
+    trainer, numbers = job.trainer, job.trainer.config
+    total, trained = (count_params(tree) / 1e6 for tree in (trainer.definition.shapes(), trainer.trained_shapes))
+    part = "" if total == trained else f" ({trained:.3f}M of them trained)"
+    console.log(f"{job.name}: {total:.2f}M parameters{part}, {numbers.steps} steps of {job.batch_size} windows")
+    step = _compile(config, data, job)
+    state, rest = _start(directory, job, config.train.frozen_dtype)
+    frozen = (rest, job.tokenizer) if rest else job.tokenizer
+    loop = LoopConfig(
+        steps=numbers.steps,
+        save_every=config.train.save_every,
+        log_every=config.train.log_every,
+        evaluate_every=config.train.score.every if job.score else 0,
+        log_batches=config.train.log_batches,
+    )
+    identity = {
+        **job.identity,
+        "optimizer": dataclasses.asdict(numbers),
+        "accumulate": trainer.accumulate,
+        "batch_size": job.batch_size,
+        "data": _data_identity(config, data),
+        "seed": config.seed,
+    }
+    meta = {"identity": identity, "config": to_plain(config), "statistics": data.statistics.to_dict()}
+    return fit(
+        state,
+        step,
+        frozen,
+        data.batches(job.batch_size, config.seed, job.latents, job.windows),
+        trainer.mesh,
+        directory,
+        loop,
+        meta,
+        job.name,
+        tokenizer=job.tokenizer if job.tokenizer is not None and job.tokenizer.saved else None,
+        score=None if job.score is None else lambda state: job.score(trainer.acting(state, rest)),
+    )
+
+
+def _compile(config: ConfigDict, data: Data, job: Job) -> Any:
+    """The compiled step; says what it holds."""
+    trainer = job.trainer
+    example = next(data.batches(job.batch_size, config.seed, job.latents, job.windows))
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(trainer.mesh)), example
+    )
+    everywhere = replicated(trainer.mesh)
+    tokenizer = jax.tree.map(lambda x: placed(x, everywhere), job.tokenizer)
+    rest = trainer.abstract_frozen_part(config.train.frozen_dtype)
+    frozen = (rest, tokenizer) if rest else tokenizer
+    return check_memory(trainer, frozen, batch, job.remedies, config.train.check_memory)
+
+
+def _start(directory: Path, job: Job, frozen_dtype: str) -> tuple[TrainState, Params]:
+    """The state to begin with (abstract, where a checkpoint will fill it) and the parameters that are not trained."""
+    trainer = job.trainer
+    if job.init is None:
+        return trainer.init_state(), {}
+    checkpoints = Checkpoints(directory / "checkpoints")
+    if checkpoints.latest is not None:
+        like = trainer.abstract_frozen_part(frozen_dtype)
+        state, rest = trainer.abstract_state(), checkpoints.load_base(like) if like else {}
+    else:
+        start = start_from(job.init, trainer)
+        start.log()
+        state = trainer.start_state(start.params)
+        rest = stored(trainer.frozen_part(start.params), frozen_dtype)
+        if rest:
+            checkpoints.save_base(rest)
+    checkpoints.close()
+    return state, rest
+
+
+def _data_identity(config: ConfigDict, data: Data) -> dict[str, Any]:
+    """What decides which batches come in which order."""
+    fields = to_plain(config.data)
+    for name in ("datasets", "threads", "validation_split"):
+        fields.pop(name)
+    return {**fields, "fingerprints": [store.fingerprint for store in data.train]}

@@ -1,0 +1,104 @@
+"""What a training will hold, said before anything is allocated, and what would help where it does not fit."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from launch.plan import Plan, plan_step
+from launch.topologies import GIB, Chip
+from wam_jax import console
+from wam_jax.training.optimizer import OptimizerConfig
+from wam_jax.training.trainer import Trainer
+
+
+class DoesNotFit(RuntimeError):
+    """A training needs more memory than there is; the message says what would help, and how much."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """A change that saves memory: how to ask for it, and the trainer with it."""
+
+    text: str
+    trainer: Trainer
+
+
+def check_memory(
+    trainer: Trainer, frozen: Any, batch: Any, remedies: Callable[[], list[Remedy]], enforce: bool = True
+) -> Any:
+    """Compiles the step, prints what one device will hold, and returns the compiled step.
+
+    Args:
+      trainer: what is trained.
+      frozen: what the step needs beside the state, as ``jax.ShapeDtypeStruct`` with shardings.
+      batch: one batch, likewise.
+      remedies: changes to try where it does not fit; each is compiled, which takes a while.
+      enforce: raise where it does not fit.
+
+    Raises:
+      DoesNotFit: more is needed than there is.
+    """
+    device = trainer.mesh.devices.flat[0]
+    chip = Chip(name=device.device_kind, hbm=_available(device, trainer.mesh.size))
+    plan = plan_step(trainer.step, trainer.abstract_state(), frozen, batch, chip, trainer.mesh.size)
+    _print(plan)
+    if plan.fits or not enforce:
+        return plan.compiled
+    raise DoesNotFit(f"{plan.verdict}; what would help:\n{_advice(plan, frozen, batch, remedies())}")
+
+
+def state_remedies(trainer: Trainer) -> list[Remedy]:
+    """What saves memory between steps: shorter moments, no moving average, half a batch at a time."""
+    config, found = trainer.config, []
+
+    def changed(text: str, change: OptimizerConfig) -> None:
+        found.append(Remedy(text=text, trainer=dataclasses.replace(trainer, config=change)))
+
+    if config.method == "adamw" and config.moments == "float32":
+        for moments in ("bfloat16", "float8"):
+            field = f"--config.train.optimizer.moments={moments}"
+            changed(field, dataclasses.replace(config, moments=moments))  # type: ignore[arg-type]
+    if config.ema:
+        changed("--config.train.optimizer.ema=0.0", dataclasses.replace(config, ema=0.0))
+    twice = 2 * trainer.accumulate
+    again = dataclasses.replace(trainer, accumulate=twice)
+    return [*found, Remedy(text=f"--config.train.accumulate={twice}", trainer=again)]
+
+
+def _advice(plan: Plan, frozen: Any, batch: Any, remedies: list[Remedy]) -> str:
+    lines = []
+    for remedy in console.progress(remedies, "looking for memory", len(remedies)):
+        other = remedy.trainer
+        abstract = other.abstract_frozen_part(), (frozen[1] if isinstance(frozen, tuple) else frozen)
+        theirs = abstract if abstract[0] else abstract[1]
+        tried = plan_step(other.step, other.abstract_state(), theirs, batch, plan.chip, plan.chips)
+        saved = plan.needed - tried.needed
+        if saved > 0:
+            fits = "; it then fits" if tried.fits else ""
+            lines.append((saved, f"  {remedy.text} saves {saved / GIB:.2f} GiB ({saved:,} bytes){fits}"))
+    lines.append((0, "  more devices: config.mesh.fsdp cuts parameters, average and moments"))
+    return "\n".join(text for _, text in sorted(lines, reverse=True))
+
+
+def _available(device: jax.Device, count: int) -> int | None:
+    """Bytes that one device may hold; None where nothing tells."""
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // count
+
+
+def _print(plan: Plan) -> None:
+    parts = {name: size for name, size in plan.held.items() if size}
+    if plan.memory:
+        parts["the step itself"] = plan.memory.temporaries
+    text = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+    limit = "" if plan.available is None else f" of {_size(plan.available)}"
+    each = "" if plan.chips == 1 else " each"
+    console.log(f"memory{each}: {text}; {_size(plan.needed)}{limit} at the peak")
+
+
+def _size(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,51 @@
+"""Parts of a parameter tree, by the paths of its arrays: what is trained and what is frozen."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from wam_jax.nn.module import Params
+
+Select = Callable[[str], bool]  # the path of an array, as "trunk/blocks/video/ffn/up/kernel", is in the part
+
+
+def everything(path: str) -> bool:
+    """The part that is the whole."""
+    return True
+
+
+def matching(patterns: Sequence[str]) -> Select:
+    """The paths that one of the regular expressions matches as a whole.
+
+    Raises:
+      ValueError: for an expression that is none.
+    """
+    try:
+        compiled = [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+        raise ValueError(f"{patterns} holds no regular expression: {error}") from None
+    return lambda path: any(pattern.fullmatch(path) for pattern in compiled)
+
+
+def paths(params: Params) -> dict[str, Any]:
+    """The arrays by path."""
+    return flatten_dict(params, sep="/")
+
+
+def subset(params: Params, select: Select) -> Params:
+    """The part of the tree whose paths are selected."""
+    return unflatten_dict({path: value for path, value in paths(params).items() if select(path)}, sep="/")
+
+
+def union(first: Params, second: Params) -> Params:
+    """Two parts as one tree."""
+    return unflatten_dict(paths(first) | paths(second), sep="/")
+
+
+def stored(params: Params, dtype: str) -> Params:
+    """The arrays in another dtype: frozen ones need no float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)

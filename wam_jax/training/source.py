@@ -1,0 +1,91 @@
+"""Where a training starts from: a run of ours, or a folder that ``wam export`` wrote."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+from flax.traverse_util import unflatten_dict
+
+from wam_jax import console
+from wam_jax.nn.module import Definition, Params
+from wam_jax.sharding import placed
+from wam_jax.training.partition import paths, union
+from wam_jax.training.trainer import Trainer
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class ParamSource(Protocol):
+    """Parameters by path: their shapes at once, then those that are wanted, where they are wanted."""
+
+    def shapes(self) -> Shapes: ...
+
+    def load(self, like: Params) -> Params: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """Parameters that a training starts from.
+
+    Attributes:
+      params: all of them, on their devices.
+      loaded: paths that came from the source.
+      fresh: paths that are newly initialised: the source has none, or one of another shape.
+      unused: paths of the source that went nowhere.
+    """
+
+    params: Params
+    loaded: tuple[str, ...]
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def log(self) -> None:
+        """Says what was loaded and what was not."""
+        console.log(f"started from {len(self.loaded)} arrays; {len(self.fresh)} new, {len(self.unused)} left out")
+        for what, names in (("new", self.fresh), ("left out", self.unused)):
+            for name in names:
+                console.log(f"  {what}: {name}")
+
+
+def start_from(source: ParamSource, trainer: Trainer) -> Start:
+    """Fills the model from a source; what it lacks, or has in another shape, starts fresh.
+
+    Raises:
+      ValueError: if nothing fits: the source is of another model.
+    """
+    wanted, there = paths(trainer.definition.shapes()), source.shapes()
+    fresh = fresh_paths(trainer.definition, there)
+    loaded = [path for path in wanted if path not in set(fresh)]
+    if not loaded:
+        raise ValueError(
+            f"config.init has none of the model's {len(wanted)} arrays (it has {', '.join(sorted(there)[:3])}, ...); "
+            "name a checkpoint of the same system in config.init"
+        )
+    shardings = paths(trainer.param_shardings)
+    like = {path: placed(wanted[path], shardings[path]) for path in loaded}
+    params = source.load(unflatten_dict(like, sep="/"))
+    if fresh:
+        params = union(params, _fresh(trainer, fresh))
+    return Start(
+        params=params,
+        loaded=tuple(loaded),
+        fresh=tuple(fresh),
+        unused=tuple(sorted(there.keys() - wanted.keys() | there.keys() & set(fresh))),
+    )
+
+
+def fresh_paths(definition: Definition, there: Shapes) -> list[str]:
+    """The parameters that a source lacks or has in another shape."""
+    return [path for path, leaf in paths(definition.shapes()).items() if there.get(path) != tuple(leaf.shape)]
+
+
+def _fresh(trainer: Trainer, wanted: list[str]) -> Params:
+    """Newly initialised arrays; the compiler leaves the others out, so that they take no memory."""
+    shardings = {path: place for path, place in paths(trainer.param_shardings).items() if path in set(wanted)}
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        drawn = paths(trainer.definition.init(key))
+        return {path: drawn[path] for path in shardings}
+
+    return unflatten_dict(jax.jit(init, out_shardings=shardings)(jax.random.key(trainer.seed)), sep="/")

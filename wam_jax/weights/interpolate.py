@@ -1,0 +1,81 @@
+"""A narrow expert from a wide one's weights: every matrix interpolated linearly along both of its axes.
+
+What Fast-WAM (arXiv 2603.16666) begins its action expert with: scripts/preprocess_action_dit_backbone.py of its
+repository. Both experts have the same heads, so only token width and feed-forward width change.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Path = tuple[str, ...]
+Flat = dict[Path, Array]
+
+# Maps of data (and heads) are not interpolated: an action is no patch.
+_PARTS = (("trunk", "blocks"), ("conditioning",), ("text_in",))
+
+
+def interpolate_expert(
+    params: Mapping[Path, Array], like: Mapping[Path, jax.ShapeDtypeStruct], source: str, target: str
+) -> Flat:
+    """The parameters of the expert ``target``, as far as ``source`` has such; by path.
+
+    Args:
+      params: of the source, at least; by path.
+      like: shape, dtype and sharding of the target's, at least; by path.
+      source, target: names of experts.
+
+    Raises:
+      ValueError: if there is no such target, or it has not as many layers or not the same heads as the source.
+    """
+    found = {}
+    for path, leaf in like.items():
+        wide = _counterpart(path, source, target)
+        if wide is None or wide not in params:
+            continue
+        if path[0] == "trunk" and leaf.shape[0] != params[wide].shape[0]:
+            raise ValueError(
+                f"expert {target!r} has {leaf.shape[0]} layers and {source!r} {params[wide].shape[0]}; interpolated "
+                "weights need as many: start the action expert new"
+            )
+        inputs = {"kernel": -2, "modulation": -1}.get(path[-1])
+        make = jax.jit(resize, static_argnums=(1, 2), out_shardings=leaf.sharding)
+        found[path] = make(params[wide], leaf.shape, inputs).astype(leaf.dtype)
+    if not found:
+        raise ValueError(f"there is no expert {target!r} to interpolate from {source!r}")
+    return found
+
+
+def resize(array: Float[Array, "..."], shape: tuple[int, ...], inputs: int | None = None) -> Float[Array, "..."]:
+    """Linear interpolation along each axis whose length changes, first value to first and last to last.
+
+    With fewer ``inputs`` (the axis that a product sums over), values grow by sqrt(old / new), so that sums keep their
+    size. Fast-WAM takes modulations, which are summed over nothing, as matrices with their width as inputs.
+    """
+    out = array.astype(jnp.float32)
+    for axis, (old, new) in enumerate(zip(array.shape, shape, strict=True)):
+        if old != new:
+            out = _resize_axis(out, axis, new)
+    if inputs is not None:
+        out = out * np.sqrt(array.shape[inputs] / shape[inputs]).astype(np.float32)
+    return out
+
+
+def _resize_axis(array: Float[Array, "..."], axis: int, size: int) -> Float[Array, "..."]:
+    last = array.shape[axis] - 1
+    where = np.linspace(0, last, size)
+    below = np.minimum(where.astype(int), max(last - 1, 0))
+    share = (where - below).astype(np.float32).reshape(-1, *[1] * (array.ndim - axis - 1))
+    first, second = (jnp.take(array, index, axis) for index in (below, np.minimum(below + 1, last)))
+    return first * (1 - share) + second * share
+
+
+def _counterpart(path: Path, source: str, target: str) -> Path | None:
+    """The path of the source's parameter that becomes the target's at ``path``."""
+    for part in _PARTS:
+        if path[: len(part) + 1] == (*part, target):
+            return (*part, source, *path[len(part) + 1 :])
+    return None
