@@ -42,6 +42,8 @@ def get_config() -> ConfigDict:
     config.data.unnormalized = (3,)  # action dimensions left as they are (the gripper)
     config.data.precompute_latents = True  # encode every frame once, before training
     config.data.threads = 2
+    config.data.text_encoder = "minilm_l6"  # or umt5_xxl, t5_v1_1_xxl, siglip2_base_patch16_224, ...: `wam assets`
+    config.data.text_tokens = 16  # instructions are padded to so many; a longer one is not cut
 
     config.tokenizer = ConfigDict()
     config.tokenizer.name = ""  # a published one: wan21_vae | wan22_vae; empty: trained here

@@ -18,7 +18,7 @@ from data_pipelines.transforms import ActionCodec, Affine
 from data_pipelines.windows import WindowSpec
 from launch.config import ConfigError
 from wam_jax import console
-from wam_jax.encoders import minilm
+from wam_jax.encoders.registry import text_encoder
 from wam_jax.types import Batch
 
 
@@ -106,16 +106,20 @@ def open_data(config: ConfigDict) -> Data:
         statistics,
         statistics.action_codec(config.normalization, tuple(config.unnormalized), config.action_block or None),
         statistics.proprio_affine(config.normalization),
-        encode_text(instructions),
+        encode_text(instructions, config.text_encoder, config.text_tokens),
         config,
     )
     _describe(data)
     return data
 
 
-def encode_text(instructions: list[str]) -> TextTable:
-    """MiniLM token features of each instruction."""
-    features, mask = minilm.encode(instructions)
+def encode_text(instructions: list[str], encoder: str, tokens: int) -> TextTable:
+    """Token features of each instruction.
+
+    Raises:
+      assets.AssetMissing: the encoder's weights are not here; says how to get them.
+    """
+    features, mask = text_encoder(encoder).encode(instructions, tokens)
     return TextTable(features, mask, tuple(instructions))
 
 

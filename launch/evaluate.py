@@ -66,12 +66,13 @@ def described_task(config: Mapping[str, Any], task: str) -> TaskText:
     """
     tasks, embodiments = config["demos"]["tasks"], config["data"].get("embodiments") or []
     robot = embodiments[tasks.index(task)] if embodiments and task in tasks else 0
-    return TaskText(name=task, text=task_text(task), embodiment=robot)
+    return TaskText(name=task, text=task_text(config, task), embodiment=robot)
 
 
-def task_text(task: str) -> Text:
+def task_text(config: Mapping[str, Any], task: str) -> Text:
     """Features of a task's instructions, in the environment's order."""
-    table = encode_text(list(instruction_text(task)))
+    data = config["data"]
+    table = encode_text(list(instruction_text(task)), data["text_encoder"], data["text_tokens"])
     return Text(features=jnp.asarray(table.features), mask=jnp.asarray(table.mask))
 
 

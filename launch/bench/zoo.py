@@ -170,7 +170,7 @@ class _ClosedLoop:
 
     def __init__(self, env: Tabletop, config: ConfigDict):
         self.env, self.numbers = env, config.evaluation
-        self.text = task_text(config.demos.tasks[0])
+        self.text = task_text(config, config.demos.tasks[0])
         self.execute = config.data.action_horizon // (len(config.data.frame_steps) - 1)
         self.reset = compilation.jit(jax.vmap(env.reset))
         self.advance = compilation.jit(self._advance)

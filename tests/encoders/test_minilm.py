@@ -37,13 +37,13 @@ def cosine(a, b) -> float:
 
 
 def test_token_ids_equal_the_original(golden):
-    ids = minilm.token_ids(golden["sentences"].tolist())
+    ids = minilm.text_encoder().tokenize(golden["sentences"].tolist())
     assert [len(tokens) for tokens in ids] == golden["lengths"].tolist()
     assert np.concatenate(ids).tolist() == golden["ids"].tolist()
 
 
 def test_hidden_states_equal_the_original(golden):
-    features, mask = minilm.encode(golden["sentences"].tolist(), max_tokens=20)
+    features, mask = minilm.text_encoder().encode(golden["sentences"].tolist(), max_tokens=20)
     for sentence, reference in enumerate(np.split(golden["hidden"], np.cumsum(golden["lengths"])[:-1])):
         assert relative_error(features[sentence][mask[sentence]], reference) < 1e-4
 
@@ -53,18 +53,18 @@ def test_weights_fill_the_module_exactly():
     assert shapes == jax.tree.map(lambda array: (array.shape, str(array.dtype)), minilm.definition().shapes())
 
 
-def test_features_depend_neither_on_neighbours_nor_on_padding(monkeypatch):
+def test_features_depend_neither_on_neighbours_nor_on_padding():
     instructions = ["lift the red cube", "open the drawer", "put the small green block on the blue plate"] * 4
     instructions = [f"{instruction} {index}" for index, instruction in enumerate(instructions)]
-    together, mask = minilm.encode(instructions, max_tokens=24)
+    together, mask = minilm.text_encoder().encode(instructions, max_tokens=24)
     for row, instruction in enumerate(instructions):
-        monkeypatch.setattr(minilm, "_memory", type(minilm._memory)())
-        alone, alone_mask = minilm.encode([instruction])
+        minilm.text_encoder()._memory.clear()
+        alone, alone_mask = minilm.text_encoder().encode([instruction])
         np.testing.assert_allclose(together[row][mask[row]], alone[0][alone_mask[0]], atol=1e-5)
 
 
 def test_padding_of_the_model_itself_changes_nothing():
-    tokens = np.asarray(minilm.token_ids(["lift the red cube"]), np.int32)
+    tokens = np.asarray(minilm.text_encoder().tokenize(["lift the red cube"]), np.int32)
     count = tokens.shape[1]
     short = minilm.apply(minilm.load(), tokens, np.ones((1, count), bool))
     padded = np.pad(tokens, ((0, 0), (0, 9)), constant_values=2345)
@@ -74,57 +74,25 @@ def test_padding_of_the_model_itself_changes_nothing():
 
 
 def test_padding_is_zero_and_masked_out():
-    features, mask = minilm.encode(["lift the red cube", "go"])
+    features, mask = minilm.text_encoder().encode(["lift the red cube", "go"])
     assert features.shape == (2, 16, 384)
     assert mask.sum(1).tolist() == [6, 3]
     assert not features[~mask].any()
 
 
 def test_repeated_calls_and_repeated_instructions_are_bitwise_equal():
-    first = minilm.encode(["lift the red cube", "go", "lift the red cube"]).features
+    first = minilm.text_encoder().encode(["lift the red cube", "go", "lift the red cube"]).features
     np.testing.assert_array_equal(first[0], first[2])
-    np.testing.assert_array_equal(first, minilm.encode(["lift the red cube", "go", "lift the red cube"]).features)
-
-
-def test_returned_arrays_do_not_alias_the_memory():
-    minilm.encode(["go"]).features[:] = 0
-    assert minilm.encode(["go"]).features.any()
-
-
-def test_nothing_to_encode_gives_no_rows():
-    features, mask = minilm.encode([])
-    assert features.shape == (0, 16, 384)
-    assert mask.shape == (0, 16)
-
-
-def test_memory_forgets_the_oldest(monkeypatch):
-    monkeypatch.setattr(minilm, "_memory", type(minilm._memory)())
-    monkeypatch.setattr(minilm, "_REMEMBERED", 2)
-    minilm.encode(["go", "stop"])
-    minilm.encode(["go"])
-    minilm.encode(["lift the red cube"])
-    assert list(minilm._memory) == ["go", "lift the red cube"]
-
-
-def test_long_instruction_is_not_cut_and_the_growth_is_said(capsys):
-    minilm._log_growth.cache_clear()
-    instruction = "push the red cube to the left edge of the table and then lift it by ten centimetres"
-    for _ in range(2):
-        features, mask = minilm.encode([instruction, "go"])
-    assert features.shape == (2, 32, 384)
-    assert mask.sum(1).tolist() == [len(minilm.token_ids([instruction])[0]), 3]
-    said = "text: an instruction exceeds 16 tokens; padding to 32 (max_tokens=32 keeps one length)"
-    assert capsys.readouterr().err.count(said) == 1
-
-
-def test_instruction_beyond_the_limit_is_refused():
-    with pytest.raises(ValueError, match=r"^instruction 'red red .*'… has 82 tokens, at most 64 fit; shorten it$"):
-        minilm.encode(["red " * 80])
+    np.testing.assert_array_equal(
+        first, minilm.text_encoder().encode(["lift the red cube", "go", "lift the red cube"]).features
+    )
 
 
 def test_colour_words_change_token_features():
-    features, mask = minilm.encode(["pick up the red cube", "pick up the blue cube", "Pick up the RED cube"])
-    tokens = minilm.token_ids(["pick up the red cube"])[0]
+    features, mask = minilm.text_encoder().encode(
+        ["pick up the red cube", "pick up the blue cube", "Pick up the RED cube"]
+    )
+    tokens = minilm.text_encoder().tokenize(["pick up the red cube"])[0]
     colour = 4
     assert mask[0].sum() == len(tokens)
     red, blue = features[0, colour], features[1, colour]
@@ -147,6 +115,6 @@ def test_paraphrases_are_nearer_than_unrelated_instructions():
 def test_pooled_opposites_are_nearly_parallel_but_their_tokens_are_not():
     sentences = ["open the top drawer", "close the top drawer"]
     embedding = minilm.pooled(sentences)
-    features = minilm.encode(sentences).features
+    features = minilm.text_encoder().encode(sentences).features
     assert embedding[0] @ embedding[1] > 0.85
     assert cosine(features[0, 1], features[1, 1]) < embedding[0] @ embedding[1] - 0.1

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -229,21 +230,39 @@ def test_an_expert_of_another_depth_is_not_interpolated(golden):
         load_video_expert(definition, None, golden.weights, jax.random.key(0), action="interpolated")
 
 
+def test_an_expert_that_actions_share_with_video_is_not_interpolated(golden):
+    sizes = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(Size)}
+    definition = define_model(make_spec("gigaworld_policy", "debug", **sizes), make_interface(3, 12))
+    with pytest.raises(ValueError, match="actions run through expert 'all' itself"):
+        load_video_expert(definition, None, golden.weights, jax.random.key(0), action="interpolated")
+
+
 def test_a_checkpoint_of_another_shape_is_refused_by_name(fast_wam):
     i2v = load_golden("wan_i2v_golden").weights
     with pytest.raises(mapping.WeightsMismatch, match=r"patch_embedding\.weight"):
         load_video_expert(fast_wam, None, i2v, jax.random.key(0))
 
 
+def test_image_inputs_where_nothing_reads_them_are_refused():
+    spec = make_spec("fast_wam", "5b")
+    blind = dataclasses.replace(spec.experts[1], text=False, image_width=20)
+    with pytest.raises(ValueError, match="expert 'action': image_width=20 needs text cross-attention of its own"):
+        dataclasses.replace(spec, experts=(spec.experts[0], blind))
+    action = dataclasses.replace(spec.streams[2], given_channels=6)
+    with pytest.raises(ValueError, match="stream 'action': given_channels=6 lie beside the latents of a frame"):
+        dataclasses.replace(spec, streams=(*spec.streams[:2], action))
+
+
 @pytest.mark.slow
-def test_at_full_size_the_host_holds_one_copy_and_eight_devices_an_eighth_each(tmp_path):
+def test_at_full_size_the_host_holds_one_copy_and_eight_devices_an_eighth_each():
     rng = np.random.default_rng(0)
     shapes = load_structure("wan21_t2v_1.3b")
     size = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
-    write_safetensors(tmp_path, ((name, rng.random(shape, np.float32)) for name, shape in shapes.items()))
-    for devices in (1, 8):
-        command = [sys.executable, str(Path(__file__).with_name("load_at_full_size.py")), str(tmp_path), str(devices)]
-        memory = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        assert memory["peak"] < 1.3 * size
-        assert memory["params"] == pytest.approx(size, rel=1e-4)
-        assert max(memory["held"]) < 1.01 * size / devices
+    with tempfile.TemporaryDirectory() as folder:  # 5.7 GB, which pytest would keep
+        write_safetensors(folder, ((name, rng.random(shape, np.float32)) for name, shape in shapes.items()))
+        for devices in (1, 8):
+            command = [sys.executable, str(Path(__file__).with_name("load_at_full_size.py")), folder, str(devices)]
+            memory = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            assert memory["peak"] < 1.3 * size
+            assert memory["params"] == pytest.approx(size, rel=1e-4)
+            assert max(memory["held"]) < 1.01 * size / devices

@@ -6,20 +6,17 @@ drawer" and "close the top drawer" are nearly parallel, their tokens are not.
 """
 
 import functools
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tokenizers
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from wam_jax import assets, console
+from wam_jax import assets
+from wam_jax.encoders.text import TextEncoder, open_tokenizer
 from wam_jax.nn.attention import attend
 from wam_jax.nn.module import Definition, LayerNorm, Linear, Params, define, layer_slice, stack
 from wam_jax.weights import mapping
@@ -38,18 +35,6 @@ _EPSILON = 1e-12
 UNUSED = (r"pooler\.dense\.(weight|bias)", r"embeddings\.position_ids")  # the pooler was not trained
 
 MAX_TOKENS = 64
-# An instruction runs at the first of these lengths that holds it and in batches of one size, whatever its neighbours:
-# three compiled programs, and features that do not depend on what else is encoded.
-_LENGTHS = (16, 32, MAX_TOKENS)
-_BATCH = 8
-_REMEMBERED = 4096  # instructions; about 15 KB each
-
-
-class EncodedText(NamedTuple):
-    """Token features of several instructions, padded to one length; padding is zero and masked out."""
-
-    features: Float32[np.ndarray, "I L 384"]
-    mask: Bool[np.ndarray, "I L"]
 
 
 class Layer(nnx.Module):
@@ -143,37 +128,15 @@ def apply(params: Params, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> F
         return jnp.where(mask[..., None], definition().bind(params)(ids, mask), 0.0)
 
 
-def token_ids(instructions: Sequence[str]) -> list[list[int]]:
-    """Word-piece ids of each instruction, lowercased, with [CLS] first and [SEP] last; neither padded nor cut."""
-    return [encoding.ids for encoding in _tokenizer().encode_batch(list(instructions))]
-
-
-def encode(instructions: Sequence[str], max_tokens: int = 16) -> EncodedText:
-    """Token features of instructions, for conditioning a model. Deterministic, and remembered within the process.
-
-    An instruction's features do not depend on the others or on the padding.
-
-    Args:
-      instructions: I sentences.
-      max_tokens: the length L to pad to. A longer instruction is not cut: L grows to 32 or 64, and a line says so.
+@functools.cache
+def text_encoder() -> TextEncoder:
+    """The published encoder and its tokenizer, read once a process.
 
     Raises:
-      ValueError: an instruction is longer than 64 tokens.
       assets.AssetMissing, assets.AssetCorrupt: the weights are not here, or not the registered ones.
     """
-    with _memory_lock:
-        found = _remember(instructions)
-    longest = max((len(tokens) for tokens in found.values()), default=0)
-    length = max_tokens
-    if longest > max_tokens:
-        length = _fitting_length(longest)
-        _log_growth(max_tokens, length)
-    features = np.zeros((len(instructions), length, WIDTH), np.float32)
-    mask = np.zeros((len(instructions), length), bool)
-    for row, instruction in enumerate(instructions):
-        tokens = len(found[instruction])
-        features[row, :tokens], mask[row, :tokens] = found[instruction], True
-    return EncodedText(features, mask)
+    tokenize = open_tokenizer(str(assets.find(ASSET)["tokenizer"]))
+    return TextEncoder(tokenize, functools.partial(apply, load()), WIDTH, lengths=(16, 32, MAX_TOKENS))
 
 
 def pooled(instructions: Sequence[str]) -> Float32[np.ndarray, "I 384"]:
@@ -181,72 +144,6 @@ def pooled(instructions: Sequence[str]) -> Float32[np.ndarray, "I 384"]:
 
     Their inner products are cosine similarities. For comparing sentences, not for conditioning a policy.
     """
-    features, mask = encode(instructions)
+    features, mask = text_encoder().encode(instructions)
     mean = features.sum(1) / mask.sum(1, keepdims=True)
     return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
-
-
-_memory: OrderedDict[str, Float32[np.ndarray, "l 384"]] = OrderedDict()
-_memory_lock = threading.Lock()  # a loader's threads share the memory
-
-
-def _remember(instructions: Sequence[str]) -> dict[str, Float32[np.ndarray, "l 384"]]:
-    """Unpadded features of each distinct instruction, from memory where they are there."""
-    distinct = list(dict.fromkeys(instructions))
-    found = {instruction: _memory[instruction] for instruction in distinct if instruction in _memory}
-    found |= _encode_anew([instruction for instruction in distinct if instruction not in found])
-    for instruction, features in found.items():
-        _memory[instruction] = features
-        _memory.move_to_end(instruction)
-    while len(_memory) > _REMEMBERED:
-        _memory.popitem(last=False)
-    return found
-
-
-def _encode_anew(instructions: Sequence[str]) -> dict[str, Float32[np.ndarray, "l 384"]]:
-    if not instructions:
-        return {}
-    ids = dict(zip(instructions, token_ids(instructions), strict=True))
-    for instruction, tokens in ids.items():
-        if len(tokens) > MAX_TOKENS:
-            raise ValueError(
-                f"instruction {instruction[:60]!r}… has {len(tokens)} tokens, at most {MAX_TOKENS} fit; shorten it"
-            )
-    features: dict[str, np.ndarray] = {}
-    for length, batch in _batches(ids):
-        padded = np.zeros((_BATCH, length), np.int32)
-        mask = np.zeros((_BATCH, length), bool)
-        mask[:, 0] = True  # rows that stay empty attend to themselves, not to nothing
-        for row, instruction in enumerate(batch):
-            padded[row, : len(ids[instruction])], mask[row, : len(ids[instruction])] = ids[instruction], True
-        hidden = np.asarray(apply(load(), padded, mask))
-        features |= {name: hidden[row, : len(ids[name])].copy() for row, name in enumerate(batch)}
-    return features
-
-
-def _batches(ids: Mapping[str, Sequence[int]]) -> Iterator[tuple[int, list[str]]]:
-    """Instructions in batches of one padded length."""
-    for length in _LENGTHS:
-        members = [instruction for instruction, tokens in ids.items() if _fitting_length(len(tokens)) == length]
-        for start in range(0, len(members), _BATCH):
-            yield length, members[start : start + _BATCH]
-
-
-def _fitting_length(tokens: int) -> int:
-    return next(length for length in _LENGTHS if length >= tokens)
-
-
-@functools.cache
-def _log_growth(max_tokens: int, length: int) -> None:
-    """Said once a process: a new length means that whatever consumes the features compiles again."""
-    console.log(
-        f"text: an instruction exceeds {max_tokens} tokens; padding to {length} (max_tokens={length} keeps one length)"
-    )
-
-
-@functools.cache
-def _tokenizer() -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer.from_file(str(assets.find(ASSET)["tokenizer"]))
-    tokenizer.no_truncation()  # the file asks for 128 tokens, cut or padded
-    tokenizer.no_padding()
-    return tokenizer

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from wam_jax import assets
-from wam_jax.encoders import dinov2, dinov3, efficientnet_lite, perception, siglip2, t5, vjepa2
+from wam_jax.encoders import dinov2, dinov3, efficientnet_lite, minilm, perception, siglip2, t5, vjepa2
 from wam_jax.encoders.frozen import FrozenEncoder
+from wam_jax.encoders.text import TextEncoder
 from wam_jax.weights.files import open_weights
 
 
@@ -66,3 +67,17 @@ def load(name: str, dtype: DTypeLike = jnp.bfloat16, path: str | Path | None = N
     if path is None and entry.asset not in assets.ASSETS:
         raise KeyError(f"the weights of encoder {name!r} are no registered asset; give their path")
     return entry.frozen(entry.config, open_weights(path or assets.find(entry.asset)["weights"]), dtype)
+
+
+def text_encoder(name: str) -> TextEncoder:
+    """A published text encoder and its tokenizer: "minilm_l6", "umt5_xxl", "t5_v1_1_xxl", "siglip2_base_patch16_224"…
+
+    Raises:
+      KeyError: the name is unknown, or its weights are no registered asset.
+      assets.AssetMissing, assets.AssetCorrupt: the weights are not here, or not the registered ones.
+    """
+    if name == minilm.ASSET:
+        return minilm.text_encoder()
+    if name.startswith("siglip2_"):
+        return siglip2.text_encoder(name.removeprefix("siglip2_"))
+    return t5.text_encoder(name)

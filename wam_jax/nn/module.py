@@ -29,7 +29,7 @@ class Definition(Generic[M]):
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32. Pure in ``key``."""
-        return nnx.to_pure_dict(nnx.state(self.make(nnx.Rngs(key))))
+        return _named(nnx.to_pure_dict(nnx.state(self.make(nnx.Rngs(key)))))
 
     def bind(self, params: Params) -> M:
         """The module with these arrays, ready to be called."""
@@ -42,7 +42,12 @@ class Definition(Generic[M]):
     def axes(self) -> Params:
         """The parameter tree with each array replaced by its tuple of logical axes."""
         state = nnx.state(nnx.eval_shape(lambda: self.make(nnx.Rngs(0))))
-        return nnx.to_pure_dict(nnx.map_state(lambda _, param: param.get_metadata("axes"), state))
+        return _named(nnx.to_pure_dict(nnx.map_state(lambda _, param: param.get_metadata("axes"), state)))
+
+
+def _named(tree: Any) -> Any:
+    """The numbers of list entries as strings, so that a path is a string everywhere."""
+    return {str(key): _named(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 def define(make: Callable[[nnx.Rngs], M]) -> Definition[M]:

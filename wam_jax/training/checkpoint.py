@@ -93,6 +93,8 @@ class Checkpoints:
 
     def load_acting(self, like: Params) -> Params:
         """Some of these parameters, laid out as ``like``; nothing else of the state is read."""
+        if not like:
+            return {}
         folder = self._state_folder()
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             name = _acting(reader.metadata(folder).item_metadata.tree)

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -102,11 +103,12 @@ def _method(config: OptimizerConfig) -> optax.GradientTransformation:
 
 def _matrices(params: Params) -> Params:
     """Muon's matrices: the kernels inside the trunk's stacks [layers, inputs, outputs]; None for all else."""
-    numbers = {
-        path: optax.contrib.MuonDimensionNumbers(-2, -1) if _stacked(path) and path.endswith("kernel") else None
-        for path in flatten_dict(params, sep="/")
-    }
-    return unflatten_dict(numbers, sep="/")
+
+    def numbers(keys: tuple, _: Any) -> Any:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        return optax.contrib.MuonDimensionNumbers(-2, -1) if _stacked(path) and path.endswith("kernel") else None
+
+    return jax.tree_util.tree_map_with_path(numbers, params)
 
 
 def _scale_updates(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from wam_jax.nn.module import Definition, Params
 from wam_jax.sharding import param_shardings, replicated
-from wam_jax.training.partition import Select, everything, subset
+from wam_jax.training.partition import Select, everything, paths, subset
 
 
 @jax.tree_util.register_dataclass
@@ -40,24 +40,21 @@ def state_shardings(
     """A ``NamedSharding`` for every array of the state: moments and average live where their parameter lives."""
     shapes = subset(definition.shapes(), trained)
     params = subset(param_shardings(mesh, definition.axes(), definition.shapes()), trained)
-    everywhere = replicated(mesh)
+    places, sizes, everywhere = paths(params), paths(shapes), replicated(mesh)
 
-    def place(moment: jax.ShapeDtypeStruct, sharding: NamedSharding, param: jax.ShapeDtypeStruct) -> NamedSharding:
-        if moment.ndim != param.ndim:  # a factored moment: small
+    def place(keys: tuple, moment: jax.ShapeDtypeStruct) -> NamedSharding:
+        """Of an array in the optimizer's state, which ends in its parameter's path: ``0/mu/trunk/...``."""
+        names = jax.tree_util.keystr(keys, simple=True, separator="/").split("/")
+        owner = next((p for i in range(len(names)) if (p := "/".join(names[i:])) in places), None)
+        if owner is None or moment.ndim != len(sizes[owner].shape):  # a counter, or a factored moment: small
             return everywhere
-        spec = (*sharding.spec, *(None for _ in range(param.ndim - len(sharding.spec))))
-        kept = [axis if a == b else None for axis, a, b in zip(spec, moment.shape, param.shape, strict=True)]
-        return NamedSharding(mesh, PartitionSpec(*kept))
+        spec = (*places[owner].spec, *(None for _ in range(moment.ndim - len(places[owner].spec))))
+        same = (a == b for a, b in zip(moment.shape, sizes[owner].shape, strict=True))
+        return NamedSharding(
+            mesh, PartitionSpec(*(axis if kept else None for axis, kept in zip(spec, same, strict=True)))
+        )
 
-    moments = optax.tree.map_params(
-        optimizer,
-        place,
-        jax.eval_shape(optimizer.init, shapes),
-        params,
-        shapes,
-        transform_non_params=lambda _: everywhere,
-        is_leaf=lambda x: isinstance(x, NamedSharding),
-    )
+    moments = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, shapes))
     return TrainState(everywhere, params, params if average else {}, moments)  # type: ignore[arg-type]
 
 

@@ -29,8 +29,10 @@ def interpolate_expert(
       source, target: names of experts.
 
     Raises:
-      ValueError: if there is no such target, or it has not as many layers or not the same heads as the source.
+      ValueError: if the two are one, or the target has not as many layers as the source.
     """
+    if source == target:
+        raise ValueError(f"actions run through expert {source!r} itself; there is none to interpolate")
     found = {}
     for path, leaf in like.items():
         wide = _counterpart(path, source, target)
@@ -44,8 +46,6 @@ def interpolate_expert(
         inputs = {"kernel": -2, "modulation": -1}.get(path[-1])
         make = jax.jit(resize, static_argnums=(1, 2), out_shardings=leaf.sharding)
         found[path] = make(params[wide], leaf.shape, inputs).astype(leaf.dtype)
-    if not found:
-        raise ValueError(f"there is no expert {target!r} to interpolate from {source!r}")
     return found
 
 

@@ -186,11 +186,11 @@ def load_video_expert(
       shardings: where each parameter lives; None: on the default device.
       checkpoint: a Wan transformer of the video expert's shape, with the names of diffusers or of Wan's repositories.
       key: of what is new; it starts as ``definition.init(key)`` has it.
-      action: the expert "action": new, or interpolated from the video expert (Fast-WAM).
+      action: the actions' expert: new, or interpolated from the video expert (Fast-WAM).
 
     Raises:
       WeightsMismatch: the checkpoint's tensors are not those of the video expert.
-      ValueError: the action expert cannot be interpolated.
+      ValueError: the action expert cannot be interpolated, or there is none.
     """
     abstract = definition.shapes()
     spec, shapes = definition.bind(abstract).spec, flatten_dict(abstract)
@@ -201,7 +201,7 @@ def load_video_expert(
     params = flatten_dict(mapping.load(table, named, checkpoint))
     origin = dict.fromkeys(params, "checkpoint")
     if action == "interpolated":
-        narrow = interpolate_expert(params, like, "video", "action")
+        narrow = interpolate_expert(params, like, spec.expert_of("video").name, spec.expert_of("action").name)
         params, origin = params | narrow, origin | dict.fromkeys(narrow, "interpolated")
     rest = [path for path in like if path not in params]
     params |= _init(definition, rest, places, key)
