@@ -22,6 +22,7 @@ import jax
 from jax.sharding import Mesh
 
 from launch.topologies import GIB, Chip, PlanError, chips_in, find_topology
+from launch.zoo import changed
 from wam_jax import console
 from wam_jax.compiled import KINDS, Memory, OutOfMemory, Traffic, collectives, memory, out_of_memory
 from wam_jax.flops import Flops, count_flops
@@ -35,7 +36,7 @@ from wam_jax.training.trainer import Trainer
 from wam_jax.wam.fake import abstract_batch
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.spec import Interface, Spec
-from wam_jax.zoo import SYSTEMS, make_spec, published
+from wam_jax.zoo import SYSTEMS, published
 
 # -- command ----------------------------------------------------------------------------------------------------------
 
@@ -89,11 +90,9 @@ def _model(args: argparse.Namespace) -> tuple[Spec, Interface]:
     size = args.size or (sizes[0] if sizes else "")
     _, interface = published(args.spec, size)
     changes = parse_fields(args.set)
-    ours = {field.name for field in dataclasses.fields(Interface)}
     if args.frames is not None:
         changes["frame_steps"] = _frame_steps(interface.frame_steps, args.frames)
-    spec = make_spec(args.spec, size, **{name: value for name, value in changes.items() if name not in ours})
-    return spec, dataclasses.replace(interface, **{name: value for name, value in changes.items() if name in ours})
+    return changed(args.spec, size, interface, changes)
 
 
 def _abstract_step(spec: Spec, interface: Interface, batch_size: int, mesh: Mesh) -> tuple[StepFn, TrainState, Any]:

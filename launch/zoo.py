@@ -1,7 +1,10 @@
 """`wam zoo`: the named systems side by side; one of them as a table and as a picture of who sees whom."""
 
 import argparse
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from wam_jax import console
 from wam_jax.wam.show import coupling, draw_visibility, noise, parameters_by_expert, sampling, spec_rows
@@ -42,6 +45,13 @@ def sized(name: str, size: str | None) -> tuple[Spec, Interface]:
     interfaces = SYSTEMS[name].interfaces if name in SYSTEMS else {}
     size = size or next(iter(interfaces), "debug")
     return published(name, size) if size in interfaces else (make_spec(name, size), TABLETOP)
+
+
+def changed(name: str, size: str, interface: Interface, changes: Mapping[str, Any]) -> tuple[Spec, Interface]:
+    """A system at a size with changes: fields of ``Interface``, the rest options of ``make_spec``."""
+    ours = {field.name for field in dataclasses.fields(Interface)}
+    spec = make_spec(name, size, **{field: value for field, value in changes.items() if field not in ours})
+    return spec, dataclasses.replace(interface, **{field: value for field, value in changes.items() if field in ours})
 
 
 def _row(name: str) -> tuple[str, ...]:

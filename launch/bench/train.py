@@ -1,13 +1,22 @@
-"""`wam bench train`: one system's train step on this machine: time, achieved FLOP/s, and where the time goes.
+"""`wam bench train`: one system's train step on this machine: time, memory, achieved FLOP/s, and where the time goes.
 
     wam bench train --spec repwam --size 1.3b --batch 8          (a GPU or TPU)
     wam bench train --spec repwam --size debug --batch 8         (a CPU)
 
+Finetuning of Fast-WAM's published shape, 3 x 98 video tokens and 33 of actions and state, in full and with LoRA:
+
+    wam bench train --spec fast_wam --size 5b --batch 16 --set latent_shape='(14,28,48)' \\
+        --config.train.optimizer.moments=bfloat16 --config.train.optimizer.ema=0.0
+    wam bench train --spec fast_wam --size 5b --batch 16 --set latent_shape='(14,28,48)' \\
+        --config.train.lora.rank=16 --config.train.frozen_dtype=bfloat16
+
 FLOPs are counted from the program's matrix products (`wam_jax/flops.py`): the model's own, once forward and twice
-backward, without what rematerialisation computes again. MFU is those over time and the chip's bf16 peak.
+backward, without what rematerialisation computes again. MFU is those over time and the chip's bf16 peak. With LoRA the
+backward pass needs no products for frozen kernels; they are not counted either.
 """
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -17,21 +26,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from launch import devices
 from launch.config import ConfigError, load_config
-from launch.zoo import sized
+from launch.plan import parse_fields
+from launch.zoo import changed, sized
 from wam_jax import console
 from wam_jax.flops import count_flops
+from wam_jax.nn.lora import FACTORS, Lora, with_lora
 from wam_jax.nn.module import define
 from wam_jax.sharding import batch_sharding, use_mesh
 from wam_jax.training.losses import wam_loss
 from wam_jax.training.optimizer import OptimizerConfig
-from wam_jax.training.state import count_params
+from wam_jax.training.partition import everything, matching, stored, union
+from wam_jax.training.state import TrainState, count_params
 from wam_jax.training.trainer import Trainer
 from wam_jax.wam.fake import abstract_batch, random_batch
 from wam_jax.wam.model import WorldActionModel
-from wam_jax.wam.spec import REMAT
+from wam_jax.wam.spec import REMAT, Interface, Spec
 from wam_jax.zoo import make_spec
 
 # bf16 matrix peak of a chip in FLOP/s, dense, from the makers' data sheets; matched against the device's name.
@@ -46,44 +60,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default="debug", help="one of its sizes (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="samples a step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=10, help="timed steps (default: %(default)s)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of Spec, Size or Interface")
     parser.add_argument("--remat", choices=REMAT, help="default: the size's")
-    parser.add_argument("--config", default="configs/common.py", help="platform and mesh (default: %(default)s)")
+    parser.add_argument("--config", default="configs/common.py", help="platform, mesh, train.* (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.steps < 1 or args.batch < 1:
         raise ConfigError(f"--steps {args.steps} and --batch {args.batch} must be 1 or more")
-    mesh = devices.start(load_config(args.config, overrides))
-    spec, interface = sized(args.spec, args.size)
-    if args.remat:
-        spec = make_spec(args.spec, args.size, remat=args.remat)
-    definition = define(lambda rngs: WorldActionModel(spec, interface, rngs))
-    loss = wam_loss(definition)
-    trainer = Trainer(definition=definition, loss=loss, config=OptimizerConfig(steps=1000), mesh=mesh, seed=0)
-    step, state = trainer.step, trainer.init_state()
+    config = load_config(args.config, overrides)
+    mesh = devices.start(config)
+    changes = parse_fields(args.set) | ({"remat": args.remat} if args.remat else {})
+    spec, interface = changed(args.spec, args.size, sized(args.spec, args.size)[1], changes)
+    trainer = _trainer(config, spec, interface, mesh)
     batch = jax.device_put(random_batch(spec, interface, args.batch), batch_sharding(mesh))
-    plain = define(lambda rngs: WorldActionModel(make_spec(args.spec, args.size, remat="none"), interface, rngs))
-    model_loss = wam_loss(plain)
-    with jax.default_device(jax.devices("cpu")[0]):  # counted on plain operations: fused attention hides its products
-        gradient = jax.grad(lambda p, b: model_loss(p, None, b, jax.random.key(0))[0])
-        flops = count_flops(gradient, plain.shapes(), abstract_batch(spec, interface, args.batch)).total
+    flops = _model_flops(config, dataclasses.replace(spec, remat="none"), interface, args.batch, mesh)
+    total, trained = (count_params(tree) / 1e6 for tree in (trainer.definition.shapes(), trainer.trained_shapes))
     console.log(
-        f"{args.spec} {args.size}: {count_params(state.params) / 1e6:.1f}M parameters, {flops / 1e12:.3f} TFLOP a step"
+        f"{args.spec} {args.size}: {total:.1f}M parameters, {trained:.1f}M trained, {flops / 1e12:.3f} TFLOP a step"
     )
+    state, frozen = _start(trainer, config.train.frozen_dtype)
 
-    def forward(params: Any, batch: Any) -> jax.Array:
+    def loss(params: Any, frozen: Any, batch: Any) -> jax.Array:
         with use_mesh(mesh):
-            return loss(params, None, batch, jax.random.key(0))[0]
+            return trainer.step_loss(params, frozen, batch, jax.random.key(0))[0]
 
     times = {
-        "forward": _seconds(jax.jit(forward), args.steps, state.params, batch),
-        "forward and backward": _seconds(jax.jit(jax.grad(forward)), args.steps, state.params, batch),
+        "forward": _seconds(jax.jit(loss), args.steps, state.params, frozen, batch),
+        "forward and backward": _seconds(jax.jit(jax.grad(loss)), args.steps, state.params, frozen, batch),
     }
     kept, seconds = state, []
     for _ in console.progress(range(args.steps + 1), "train steps", args.steps + 1):
         began = time.monotonic()
-        kept, metrics = step(kept, None, batch)
+        kept, metrics = trainer.step(kept, frozen, batch)
         jax.block_until_ready(metrics)
         seconds.append(time.monotonic() - began)
     times["train step"] = float(np.median(seconds[1:]))
@@ -91,11 +101,60 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     rows = [(name, f"{1000 * value:.1f}", f"{value / times['train step']:.0%}") for name, value in times.items()]
     console.table("Where the time goes", ("program", "ms", "of a train step"), rows)
     mfu = f", MFU {figures['mfu']:.1%} of {figures['peak'] / 1e12:.0f} TFLOP/s" if figures["mfu"] else ""
-    console.log(f"{figures['achieved'] / 1e12:.2f} TFLOP/s a device{mfu}; loss {float(metrics['loss']):.3f}")
+    peak = figures["peak_bytes"]
+    memory = f", peak memory {peak / 2**30:.1f} GiB" if peak else ""
+    console.log(
+        f"{figures['samples_per_s']:.2f} samples/s, {figures['achieved'] / 1e12:.2f} TFLOP/s a device{mfu}{memory}; "
+        f"loss {float(metrics['loss']):.3f}"
+    )
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
         console.log(f"wrote {args.json}")
+
+
+def _trainer(config: ConfigDict, spec: Spec, interface: Interface, mesh: Mesh) -> Trainer:
+    """The training that ``config.train`` describes, of this model."""
+    lora = Lora(**config.train.lora) if config.train.lora.rank else None
+    definition = define(lambda rngs: WorldActionModel(spec, interface, rngs))
+    definition = with_lora(definition, lora) if lora else definition
+    patterns = [*config.train.trainable, *([FACTORS] if lora else [])]
+    return Trainer(
+        definition=definition,
+        loss=wam_loss(definition),
+        config=OptimizerConfig(**config.train.optimizer),
+        mesh=mesh,
+        seed=config.seed,
+        trained=matching(patterns) if patterns else everything,
+        accumulate=config.train.accumulate,
+    )
+
+
+def _model_flops(config: ConfigDict, spec: Spec, interface: Interface, batch: int, mesh: Mesh) -> float:
+    """Of one forward and backward pass of the whole batch."""
+    trainer = _trainer(config, spec, interface, mesh)
+    shapes = trainer.definition.shapes()
+    trained, rest = trainer.trained_shapes, trainer.frozen_part(shapes)
+    with jax.default_device(jax.devices("cpu")[0]):  # counted on plain operations: fused attention hides its products
+
+        def gradient(trained: Any, rest: Any, batch: Any) -> Any:
+            return jax.grad(lambda p: trainer.loss(union(rest, p), None, batch, jax.random.key(0))[0])(trained)
+
+        return count_flops(gradient, trained, rest, abstract_batch(spec, interface, batch)).total
+
+
+def _start(trainer: Trainer, frozen_dtype: str) -> tuple[TrainState, Any]:
+    """A state and what is frozen beside it, from random parameters; each is made where and as it will be kept."""
+    state = trainer.init_state()
+    like = trainer.abstract_frozen_part(frozen_dtype)
+    if not like:
+        return state, None
+
+    def init(key: jax.Array) -> Any:
+        return stored(trainer.frozen_part(trainer.definition.init(key)), frozen_dtype)
+
+    place = jax.tree.map(lambda x: x.sharding, like)
+    return state, (jax.jit(init, out_shardings=place)(jax.random.key(trainer.seed)), None)
 
 
 def _figures(args: argparse.Namespace, flops: float, times: dict[str, float], count: int) -> dict[str, Any]:
@@ -105,11 +164,21 @@ def _figures(args: argparse.Namespace, flops: float, times: dict[str, float], co
     achieved = flops / times["train step"] / count
     memory = jax.devices()[0].memory_stats() or {}
     return {
-        "spec": args.spec, "size": args.size, "batch": args.batch, "device": kind, "devices": count,
-        "flops_per_step": flops, "seconds": times, "achieved": achieved, "peak": peak,
-        "mfu": achieved / peak if peak else None, "peak_bytes": memory.get("peak_bytes_in_use"),
+        "spec": args.spec,
+        "size": args.size,
+        "set": args.set,
+        "batch": args.batch,
+        "device": kind,
+        "devices": count,
+        "flops_per_step": flops,
+        "seconds": times,
+        "samples_per_s": args.batch / times["train step"],
+        "achieved": achieved,
+        "peak": peak,
+        "mfu": achieved / peak if peak else None,
+        "peak_bytes": memory.get("peak_bytes_in_use"),
         "dtype_of_matrices": str(jnp.dtype(make_spec(args.spec, args.size).dtype)),
-    }  # fmt: skip
+    }
 
 
 def _seconds(function: Callable, steps: int, *arguments: Any) -> float:

@@ -84,8 +84,7 @@ def predict(definition, params, known: Known, noisy: np.ndarray, time: np.ndarra
     @jax.jit
     def run(params, known, state):
         model = definition.bind(params)
-        groups = [g for g in model.layout.groups if g.stream == "video" and (clean or not g.clean) and g.size]
-        groups = [g for g in groups if not (g.clean and g.block > 0)]
+        groups = [g for g in model.layout.needed(["video"]) if clean or not g.clean]
         return model.predict(model.begin(known), groups, known, {"video": state}, ["video"])["video"]
 
     state = Noisy(values=jnp.asarray(noisy)[:, None, :, None], level=jnp.asarray(time / 1000)[:, None, None])
@@ -144,7 +143,6 @@ def test_weights_come_back_as_they_were(golden):
         np.testing.assert_array_equal(tensor, golden.weights.arrays[name], err_msg=name)
 
 
-# What a Wan checkpoint does not have: the token that stands for a frame that is missing.
 @pytest.mark.parametrize("names", ["", "_original"])
 @pytest.mark.parametrize(
     ("system", "size", "options", "structure"),
@@ -164,6 +162,7 @@ def test_every_published_tensor_has_its_place(system, size, options, structure, 
     part = {path: shapes.pop(path) for path in flatten_dict(table)}
     mapping.check(table, unflatten_dict(part), load_structure(structure + names))
     new = {"/".join(path) for path in shapes}
+    # Of video, a Wan checkpoint lacks only the token that stands for a frame that is missing.
     others = ("trunk/blocks/action/", "conditioning/action/", "text_in/action/", "maps/action/", "maps/state/")
     assert {path for path in new if not path.startswith(others)} == {"maps/video/missing"}
     assert any(path.startswith("trunk/blocks/action/") for path in new) == (system == "fast_wam")

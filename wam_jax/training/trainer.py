@@ -76,11 +76,15 @@ class Trainer:
         return start_state(trained, self.optimizer, average=self.config.ema > 0)
 
     @functools.cached_property
+    def _partial(self) -> bool:
+        return bool(self.frozen_part(self.param_shardings))
+
+    @functools.cached_property
     def step(self) -> StepFn:
         """``make_step``'s."""
         frozen_params = self.frozen_part(self.param_shardings)
         return make_step(
-            self._partial_loss if frozen_params else self.loss,
+            self.step_loss,
             self.optimizer,
             ema=self.config.ema,
             seed=self.seed,
@@ -90,7 +94,10 @@ class Trainer:
             accumulate=self.accumulate,
         )
 
-    def _partial_loss(self, trained: Params, frozen: tuple[Params, Any], batch: Any, key: jax.Array):
+    def step_loss(self, trained: Params, frozen: Any, batch: Any, key: jax.Array):
+        """The loss as the step has it: of the trained parameters, the others being in ``frozen``."""
+        if not self._partial:
+            return self.loss(trained, frozen, batch, key)
         rest, further = frozen
         return self.loss(union(jax.lax.stop_gradient(rest), trained), further, batch, key)
 
