@@ -10,7 +10,9 @@ def get_config() -> ConfigDict:
     config.platform = "auto"  # auto | cpu | gpu | tpu
     config.cpu_devices = 1  # simulated devices on the CPU platform
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
-    config.init = ""  # a run, or an export of one, to start from; its tokenizer and, if it fits, its normalisation stay
+    # What to start from: a run or an export (its tokenizer and, if it fits, its normalisation stay), or a Wan video
+    # model's transformer: the name of an asset, a folder or a file of safetensors.
+    config.init = ""
 
     # Demonstrations made by the simulator's experts; a config over recorded data leaves tasks empty.
     config.demos = ConfigDict()
@@ -89,6 +91,7 @@ def get_config() -> ConfigDict:
     config.train.check_memory = True  # stop before the first step where memory will not do
     config.train.trainable = ()  # regular expressions of parameters' paths; empty: all (with LoRA: its factors)
     config.train.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": r"trunk/.*(query|key|value|output|up|down)$"})
+    config.train.action_expert = "new"  # new | interpolated (from the video expert, where config.init is a Wan model)
     config.train.frozen_dtype = "float32"  # of parameters that are not trained
     # Closed-loop success while training; the best state is kept in best/. Not on the episodes that are reported.
     config.train.score = ConfigDict({"every": 0, "episodes": 128, "seed": 77})

@@ -19,8 +19,7 @@ from wam_jax.sharding import batch_sharding, placed, replicated
 from wam_jax.training.checkpoint import Checkpoints
 from wam_jax.training.loop import LoopConfig, fit
 from wam_jax.training.partition import stored
-from wam_jax.training.run import Run
-from wam_jax.training.source import start_from
+from wam_jax.training.source import ParamSource, start_from
 from wam_jax.training.state import TrainState, count_params
 from wam_jax.training.trainer import Trainer
 
@@ -37,7 +36,7 @@ class Job:
       tokenizer: what the loss needs beside the parameters; saved with them.
       latents: of all frames, where they were encoded ahead.
       windows: other windows than the data's.
-      init: where parameters come from; None: from their random start.
+      source: where parameters come from; None: from their random start.
       remedies: what to try where memory does not suffice.
       score: of parameters, the higher the better.
     """
@@ -49,7 +48,7 @@ class Job:
     tokenizer: Any = None
     latents: list[LatentCache] | None = None
     windows: WindowSpec | None = None
-    init: Run | None = None
+    source: ParamSource | None = None
     remedies: Callable[[], list[Remedy]] = list
     score: Callable[[Params], float] | None = None
 
@@ -115,14 +114,14 @@ def _compile(config: ConfigDict, data: Data, job: Job) -> Any:
 def _start(directory: Path, job: Job, frozen_dtype: str) -> tuple[TrainState, Params]:
     """The state to begin with (abstract, where a checkpoint will fill it) and the parameters that are not trained."""
     trainer = job.trainer
-    if job.init is None:
+    if job.source is None:
         return trainer.init_state(), {}
     checkpoints = Checkpoints(directory / "checkpoints")
     if checkpoints.latest is not None:
         like = trainer.abstract_frozen_part(frozen_dtype)
         state, rest = trainer.abstract_state(), checkpoints.load_base(like) if like else {}
     else:
-        start = start_from(job.init, trainer)
+        start = start_from(job.source, trainer)
         start.log()
         state = trainer.start_state(start.params)
         rest = stored(trainer.frozen_part(start.params), frozen_dtype)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -9,15 +10,18 @@ from ml_collections import ConfigDict
 from launch.config import ConfigError
 from launch.data import Data
 from launch.memory import Remedy
-from wam_jax import console
+from wam_jax import assets, console
+from wam_jax.asset_table import ASSETS
 from wam_jax.nn.lora import FACTORS, Lora
 from wam_jax.nn.module import Definition
 from wam_jax.training.losses import wam_loss
 from wam_jax.training.partition import matching
 from wam_jax.training.restore import define_model
-from wam_jax.training.run import Run
-from wam_jax.training.source import fresh_paths
+from wam_jax.training.run import Run, is_run, open_run
+from wam_jax.training.source import ParamSource, fresh_paths
 from wam_jax.training.trainer import Trainer
+from wam_jax.weights.files import open_weights
+from wam_jax.weights.wan import WanTransformer
 
 
 def with_normalisation_of(init: Run | None, data: Data) -> Data:
@@ -32,10 +36,32 @@ def with_normalisation_of(init: Run | None, data: Data) -> Data:
     return data
 
 
-def trained_patterns(config: ConfigDict, definition: Definition, init: Run | None) -> list[str]:
+def open_source(config: ConfigDict, definition: Definition) -> ParamSource | None:
+    """Where the model's parameters come from; None: its random start.
+
+    Raises:
+      AssetMissing, FileNotFoundError: ``config.init`` is not here.
+    """
+    if not config.init:
+        return None
+    if is_run(Path(config.init)):
+        return open_run(Path(config.init))
+    path = assets.find(config.init)["weights"] if config.init in ASSETS else Path(config.init)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"config.init {config.init!r} is no run, no folder of safetensors and no asset; `wam assets` lists these"
+        )
+    if config.train.action_expert not in ("new", "interpolated"):
+        raise ConfigError(
+            f"config.train.action_expert {config.train.action_expert!r} is unknown (has: new, interpolated)"
+        )
+    return WanTransformer(definition, open_weights(path), config.train.action_expert)
+
+
+def trained_patterns(config: ConfigDict, definition: Definition, source: ParamSource | None) -> list[str]:
     """Regular expressions of what is trained; empty: everything.
 
-    What ``init`` does not have is trained whatever else is frozen: it starts at random.
+    What the source does not have is trained whatever else is frozen: it starts at random.
 
     Raises:
       ConfigError: if something is to be frozen at its random start.
@@ -43,15 +69,15 @@ def trained_patterns(config: ConfigDict, definition: Definition, init: Run | Non
     asked = list(config.train.trainable) + ([FACTORS] if config.train.lora.rank else [])
     if not asked:
         return []
-    if init is None:
+    if source is None:
         raise ConfigError(
             "config.train.trainable and config.train.lora freeze parameters at their random start; set config.init"
         )
-    fresh = [path for path in fresh_paths(definition, init.shapes()) if not matching(asked)(path)]
+    fresh = [path for path in fresh_paths(definition, source.shapes()) if not matching(asked)(path)]
     return asked + [re.escape(path) for path in fresh]
 
 
-def model_remedies(identity: dict[str, Any], trainer: Trainer, init: Run | None) -> list[Remedy]:
+def model_remedies(identity: dict[str, Any], trainer: Trainer, source: ParamSource | None) -> list[Remedy]:
     """What saves memory inside the step: recomputing layers; LoRA, where there is a model to adapt."""
     found = []
     model = identity["model"]
@@ -59,7 +85,7 @@ def model_remedies(identity: dict[str, Any], trainer: Trainer, init: Run | None)
         options = {**model["options"], "remat": "full"}
         changed = define_model({**identity, "model": {**model, "options": options}})
         found.append(Remedy(text="--config.model.options.remat=full", trainer=_with(trainer, changed)))
-    if init is not None and not identity["lora"]:
+    if source is not None and not identity["lora"]:
         changed = define_model({**identity, "lora": dataclasses.asdict(Lora(rank=16, alpha=16.0))})
         adapted = dataclasses.replace(_with(trainer, changed), trained=matching([FACTORS]))
         found.append(Remedy(text="--config.train.lora.rank=16", trainer=adapted))

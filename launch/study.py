@@ -24,7 +24,7 @@ from launch.config import ConfigError, load_config, set_field, to_plain
 from launch.data import Data, open_data
 from launch.demos import make_demos
 from launch.evaluate import described_task
-from launch.train import encode_dataset, find_tokenizer, source_of, train_model
+from launch.train import encode_dataset, find_tokenizer, train_model
 from wam_jax import console
 from wam_jax.evaluation import media
 from wam_jax.evaluation.report import Report, environment, write_summary
@@ -113,7 +113,7 @@ def _run_arm(
         shared[key] = _Shared(prepared, mesh, workdir / "shared" / key)
     parts = shared[key]
     config.data.datasets = parts.datasets
-    train_model(config, parts.data, parts.tokenizer, parts.latents, mesh, directory, source_of(config))
+    train_model(config, parts.data, parts.tokenizer, parts.latents, mesh, directory)
     trained = load_trained(directory, mesh)
     settings = EvaluationConfig(**config.evaluation)
     success = np.concatenate(

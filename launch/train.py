@@ -21,7 +21,7 @@ from launch.demos import make_demos
 from launch.evaluate import described_task
 from launch.job import Job, run_job
 from launch.memory import state_remedies
-from launch.start import model_remedies, trained_patterns, with_normalisation_of
+from launch.start import model_remedies, open_source, trained_patterns, with_normalisation_of
 from wam_jax import console
 from wam_jax.evaluation.heldout import evaluate_heldout
 from wam_jax.evaluation.report import Report, write_summary
@@ -36,7 +36,7 @@ from wam_jax.training.losses import tokenizer_loss, wam_loss
 from wam_jax.training.optimizer import OptimizerConfig
 from wam_jax.training.partition import everything, matching
 from wam_jax.training.restore import define_model, load_trained
-from wam_jax.training.run import Run, open_run
+from wam_jax.training.run import Run, is_run, open_run
 from wam_jax.training.state import TrainState, count_params
 from wam_jax.training.trainer import Trainer
 from wam_jax.wam.model import WorldActionModel
@@ -71,14 +71,14 @@ def train(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) -> dict[str
     latents = encode_dataset(data, tokenizer, workdir / "latents") if config.data.precompute_latents else None
     seconds["latents"] = time.monotonic() - began
     began = time.monotonic()
-    train_model(config, data, tokenizer, latents, mesh, workdir, source_of(config))
+    train_model(config, data, tokenizer, latents, mesh, workdir)
     seconds["training"] = time.monotonic() - began
     return {name: round(value, 1) for name, value in seconds.items()}
 
 
-def source_of(config: ConfigDict) -> Run | None:
-    """What training starts from; None: its random start."""
-    return open_run(Path(config.init)) if config.init else None
+def run_of(config: ConfigDict) -> Run | None:
+    """The run that training starts from; None where it starts from a video model, or at random."""
+    return open_run(Path(config.init)) if config.init and is_run(Path(config.init)) else None
 
 
 def find_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path) -> Tokenizer:
@@ -86,12 +86,13 @@ def find_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path) 
     image_size = tuple(config.data.image_size)
     if config.tokenizer.name:
         return load_wan_tokenizer(config.tokenizer.name, image_size)
-    if start := config.tokenizer.init or config.init:
-        tokenizer = open_run(Path(start)).tokenizer()
+    run = open_run(Path(config.tokenizer.init)) if config.tokenizer.init else run_of(config)
+    if run is not None:
+        tokenizer = run.tokenizer()
         if tuple(tokenizer.config.image_size) != image_size:
+            start, size = config.tokenizer.init or config.init, tokenizer.config.image_size
             raise ConfigError(
-                f"the tokenizer of {start} is for pictures of {tokenizer.config.image_size}; "
-                f"set data.image_size to that (it is {image_size})"
+                f"the tokenizer of {start} is for pictures of {size}; set data.image_size to that (it is {image_size})"
             )
         return tokenizer
     return train_tokenizer(config, data, mesh, directory)
@@ -142,9 +143,9 @@ def train_model(
     latents: list[LatentCache] | None,
     mesh: Mesh,
     directory: Path,
-    init: Run | None = None,
 ) -> TrainState:
-    """The world action model, from its random start or from ``init``."""
+    """The world action model, from its random start or from ``config.init``."""
+    init = run_of(config)
     data = with_normalisation_of(init, data)
     identity = {
         "model": init.identity["model"] if init and not config.model.name else to_plain(config.model),
@@ -157,7 +158,8 @@ def train_model(
     }
     definition = define_model(identity)
     check_blocks(definition, data)
-    identity["trainable"] = trained = trained_patterns(config, definition, init)
+    source = open_source(config, definition)
+    identity["trainable"] = trained = trained_patterns(config, definition, source)
     trainer = Trainer(
         definition=definition,
         loss=wam_loss(definition),
@@ -174,8 +176,8 @@ def train_model(
         identity=identity,
         tokenizer=jax.device_put(tokenizer, replicated(mesh)),
         latents=latents,
-        init=init,
-        remedies=lambda: [*model_remedies(identity, trainer, init), *state_remedies(trainer)],
+        source=source,
+        remedies=lambda: [*model_remedies(identity, trainer, source), *state_remedies(trainer)],
         score=make_score(config, trainer, data, tokenizer) if config.train.score.every else None,
     )
     return run_job(config, data, directory, job)

@@ -10,10 +10,14 @@ import sys
 import jax
 
 from wam_jax.nn.module import define
-from wam_jax.sharding import make_mesh, param_shardings
+from wam_jax.sharding import make_mesh
+from wam_jax.training.losses import wam_loss
+from wam_jax.training.optimizer import OptimizerConfig
+from wam_jax.training.source import start_from
+from wam_jax.training.trainer import Trainer
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.weights.files import open_weights
-from wam_jax.weights.wan import load_video_expert
+from wam_jax.weights.wan import WanTransformer
 from wam_jax.zoo.registry import published
 
 
@@ -22,8 +26,14 @@ def main(folder: str, devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
     spec, interface = published("wan", "2.1-1.3b")
     definition = define(lambda rngs: WorldActionModel(spec, interface, rngs))
-    shardings = param_shardings(make_mesh({"fsdp": devices}), definition.axes(), definition.shapes())
-    params = load_video_expert(definition, shardings, open_weights(folder), jax.random.key(0)).params
+    trainer = Trainer(
+        definition=definition,
+        loss=wam_loss(definition),
+        config=OptimizerConfig(steps=1),
+        mesh=make_mesh({"fsdp": devices}),
+        seed=0,
+    )
+    params = start_from(WanTransformer(definition, open_weights(folder)), trainer).params
     arrays = jax.block_until_ready(jax.tree.leaves(params))
     held = dict.fromkeys(jax.devices(), 0)
     for array in arrays:

@@ -16,13 +16,19 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from parity.golden import Arrays, load_golden, load_structure, relative_error
 
 from wam_jax.nn.module import define
+from wam_jax.sharding import make_mesh
+from wam_jax.training.losses import wam_loss
+from wam_jax.training.optimizer import OptimizerConfig
+from wam_jax.training.partition import paths
+from wam_jax.training.source import Start, start_from
+from wam_jax.training.trainer import Trainer
 from wam_jax.types import Text
 from wam_jax.wam.model import Known, Noisy, WorldActionModel
 from wam_jax.wam.spec import Interface
 from wam_jax.weights import mapping
 from wam_jax.weights.files import write_safetensors
 from wam_jax.weights.interpolate import resize
-from wam_jax.weights.wan import load_video_expert, wan_map
+from wam_jax.weights.wan import WanTransformer, wan_map
 from wam_jax.zoo import make_spec
 from wam_jax.zoo.registry import published
 from wam_jax.zoo.sizes import Size
@@ -56,9 +62,17 @@ def make_wan(frames: int, text_tokens: int, image_width: int = 0, given_channels
     return define_model(spec, make_interface(frames, text_tokens))
 
 
-def filled(definition, checkpoint):
+def begin(definition, checkpoint, action="new") -> Start:
     """The model with everything in the table from the checkpoint, and the rest at random."""
-    return load_video_expert(definition, None, checkpoint, jax.random.key(7)).params
+    mesh = make_mesh({}, jax.devices()[:1])
+    trainer = Trainer(
+        definition=definition, loss=wam_loss(definition), config=OptimizerConfig(steps=1), mesh=mesh, seed=3
+    )
+    return start_from(WanTransformer(definition, checkpoint, action), trainer)
+
+
+def filled(definition, checkpoint):
+    return begin(definition, checkpoint).params
 
 
 def make_known(text: np.ndarray, frames: np.ndarray, **more) -> Known:
@@ -186,19 +200,16 @@ def renamed(checkpoint: Arrays) -> Arrays:
 
 
 def test_a_larger_system_starts_from_the_video_expert_and_is_new_elsewhere(golden, fast_wam):
-    key = jax.random.key(3)
-    started = load_video_expert(fast_wam, None, renamed(golden.weights), key)
-    fresh = {"/".join(map(str, path)): array for path, array in flatten_dict(jax.jit(fast_wam.init)(key)).items()}
-    got = {"/".join(map(str, path)): array for path, array in flatten_dict(started.params).items()}
-    assert set(started.origin.values()) == {"checkpoint", "new"}
-    assert got.keys() == fresh.keys() == started.origin.keys()
-    for path, origin in started.origin.items():
-        if origin == "new":
-            np.testing.assert_allclose(got[path], fresh[path], atol=1e-6, err_msg=path)
+    started = begin(fast_wam, renamed(golden.weights))
+    fresh, got = paths(jax.jit(fast_wam.init)(jax.random.key(3))), paths(started.params)
+    assert got.keys() == fresh.keys() == {*started.loaded, *started.fresh}
+    assert started.unused == ()
+    for path in started.fresh:
+        np.testing.assert_allclose(got[path], fresh[path], atol=1e-6, err_msg=path)
     name = "trunk/blocks/video/ffn/up/kernel"
     wanted = golden.weights.arrays["blocks.1.ffn.net.0.proj.weight"].T
     np.testing.assert_array_equal(got[name][1], wanted)
-    assert "new\n  conditioning/action/first\n" in str(started)
+    assert "conditioning/action/first/kernel" in started.fresh
 
 
 def test_resizing_equals_fast_wam():
@@ -210,10 +221,9 @@ def test_resizing_equals_fast_wam():
 
 
 def test_the_action_expert_is_interpolated_but_for_its_maps(golden, fast_wam):
-    started = load_video_expert(fast_wam, None, golden.weights, jax.random.key(3), action="interpolated")
-    paths = {path for path, origin in started.origin.items() if origin == "interpolated"}
-    of_action = {path for path in started.origin if "/action/" in path and not path.startswith("maps/")}
-    assert paths == of_action
+    started = begin(fast_wam, golden.weights, "interpolated")
+    assert started.fresh
+    assert all(path.startswith("maps/") for path in started.fresh)
     blocks = started.params["trunk"]["blocks"]
     wide = golden.weights.arrays["blocks.1.ffn.net.2.weight"]
     wanted = resize(jnp.asarray(wide), (16, 20), -1).T
@@ -226,20 +236,20 @@ def test_an_expert_of_another_depth_is_not_interpolated(golden):
     sizes = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(Size)}
     definition = define_model(make_spec("agra", "debug", **{**sizes, "action_layers": 1}), make_interface(3, 12))
     with pytest.raises(ValueError, match="'action' has 1 layers and 'video' 2; interpolated weights need as many"):
-        load_video_expert(definition, None, golden.weights, jax.random.key(0), action="interpolated")
+        begin(definition, golden.weights, "interpolated")
 
 
 def test_an_expert_that_actions_share_with_video_is_not_interpolated(golden):
     sizes = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(Size)}
     definition = define_model(make_spec("gigaworld_policy", "debug", **sizes), make_interface(3, 12))
     with pytest.raises(ValueError, match="actions run through expert 'all' itself"):
-        load_video_expert(definition, None, golden.weights, jax.random.key(0), action="interpolated")
+        begin(definition, golden.weights, "interpolated")
 
 
 def test_a_checkpoint_of_another_shape_is_refused_by_name(fast_wam):
     i2v = load_golden("wan_i2v_golden").weights
     with pytest.raises(mapping.WeightsMismatch, match=r"patch_embedding\.weight"):
-        load_video_expert(fast_wam, None, i2v, jax.random.key(0))
+        begin(fast_wam, i2v)
 
 
 def test_image_inputs_where_nothing_reads_them_are_refused():

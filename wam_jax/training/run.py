@@ -72,6 +72,11 @@ class Run(abc.ABC):
         """The parameters of ``like``, laid out like it, LoRA's updates added to their kernels."""
 
 
+def is_run(directory: Path) -> bool:
+    """Whether a folder is a run or an export."""
+    return (directory / "checkpoints").is_dir() or "identity" in _exported_meta(directory)
+
+
 def open_run(directory: Path) -> Run:
     """The newest checkpoint of a run, or an export.
 
@@ -126,7 +131,7 @@ class ExportedRun(Run):
     """A folder that ``wam export`` wrote."""
 
     def __init__(self, directory: Path):
-        meta = json.loads((directory / CONFIG).read_text())
+        meta = _exported_meta(directory)
         if "identity" not in meta:
             raise CheckpointError(f"{directory / CONFIG} has no 'identity': it is not an export of this project")
         super().__init__(meta, meta["step"])
@@ -142,6 +147,12 @@ class ExportedRun(Run):
 
     def load(self, like: Params) -> Params:
         return mapping.load(by_path(like), like, self._model, unused=(".*",))
+
+
+def _exported_meta(directory: Path) -> dict[str, Any]:
+    """What an export's ``config.json`` says; other projects have files of that name, too."""
+    file = directory / CONFIG
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def by_path(params: Params) -> WeightMap:

@@ -4,7 +4,7 @@ What Fast-WAM (arXiv 2603.16666) begins its action expert with: scripts/preproce
 repository. Both experts have the same heads, so only token width and feed-forward width change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,31 +21,45 @@ _PARTS = (("trunk", "blocks"), ("conditioning",), ("text_in",))
 def interpolate_expert(
     params: Mapping[Path, Array], like: Mapping[Path, jax.ShapeDtypeStruct], source: str, target: str
 ) -> Flat:
-    """The parameters of the expert ``target``, as far as ``source`` has such; by path.
+    """The parameters ``like`` of the expert ``target``, from those of ``source``; by path.
 
     Args:
-      params: of the source, at least; by path.
-      like: shape, dtype and sharding of the target's, at least; by path.
+      params: of the source, at least.
+      like: shape, dtype and sharding of what is wanted.
       source, target: names of experts.
+    """
+    found = {}
+    for path, wide in counterparts(like, source, target).items():
+        leaf, inputs = like[path], {"kernel": -2, "modulation": -1}.get(path[-1])
+        make = jax.jit(resize, static_argnums=(1, 2), out_shardings=leaf.sharding)
+        found[path] = make(params[wide], leaf.shape, inputs).astype(leaf.dtype)
+    return found
+
+
+def check_interpolation(shapes: Mapping[Path, jax.ShapeDtypeStruct], source: str, target: str) -> None:
+    """Whether the one expert can be made from the other.
 
     Raises:
       ValueError: if the two are one, or the target has not as many layers as the source.
     """
     if source == target:
         raise ValueError(f"actions run through expert {source!r} itself; there is none to interpolate")
-    found = {}
-    for path, leaf in like.items():
-        wide = _counterpart(path, source, target)
-        if wide is None or wide not in params:
-            continue
-        if path[0] == "trunk" and leaf.shape[0] != params[wide].shape[0]:
+    for path, wide in counterparts(shapes, source, target).items():
+        layers, there = shapes[path].shape[0], shapes[wide].shape[0] if wide in shapes else 0
+        if path[0] == "trunk" and there and layers != there:
             raise ValueError(
-                f"expert {target!r} has {leaf.shape[0]} layers and {source!r} {params[wide].shape[0]}; interpolated "
-                "weights need as many: start the action expert new"
+                f"expert {target!r} has {layers} layers and {source!r} {there}; interpolated weights need as many: "
+                "start the action expert new"
             )
-        inputs = {"kernel": -2, "modulation": -1}.get(path[-1])
-        make = jax.jit(resize, static_argnums=(1, 2), out_shardings=leaf.sharding)
-        found[path] = make(params[wide], leaf.shape, inputs).astype(leaf.dtype)
+
+
+def counterparts(paths: Iterable[Path], source: str, target: str) -> dict[Path, Path]:
+    """The paths of the target's parameters, and where the source has theirs."""
+    found = {}
+    for path in paths:
+        for part in _PARTS:
+            if path[: len(part) + 1] == (*part, target):
+                found[path] = (*part, source, *path[len(part) + 1 :])
     return found
 
 
@@ -71,11 +85,3 @@ def _resize_axis(array: Float[Array, "..."], axis: int, size: int) -> Float[Arra
     share = (where - below).astype(np.float32).reshape(-1, *[1] * (array.ndim - axis - 1))
     first, second = (jnp.take(array, index, axis) for index in (below, np.minimum(below + 1, last)))
     return first * (1 - share) + second * share
-
-
-def _counterpart(path: Path, source: str, target: str) -> Path | None:
-    """The path of the source's parameter that becomes the target's at ``path``."""
-    for part in _PARTS:
-        if path[: len(part) + 1] == (*part, target):
-            return (*part, source, *path[len(part) + 1 :])
-    return None

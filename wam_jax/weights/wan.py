@@ -13,9 +13,7 @@ Wan's time is 1000 times our noise level, its velocity is ours (noise - data), a
 """
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -24,7 +22,7 @@ from wam_jax.nn.module import Definition, Params
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.spec import Spec
 from wam_jax.weights import mapping
-from wam_jax.weights.interpolate import Flat, Path, interpolate_expert
+from wam_jax.weights.interpolate import Path, check_interpolation, counterparts, interpolate_expert
 from wam_jax.weights.mapping import Source, Tensors, WeightMap, layer_norm, linear
 
 # From diffusers' names to those of the Wan repositories, one rule after another.
@@ -150,71 +148,55 @@ def _renamed(source: Source) -> Source:
     return dataclasses.replace(source, name=name)
 
 
-class Started(NamedTuple):
-    """Parameters to start training from, and where each array came from.
+class WanTransformer:
+    """A Wan transformer as what a world action model starts from: its video expert, and by wish its action expert.
 
-    ``origin``: by path, "checkpoint", "interpolated" (from the video expert) or "new".
+    Answers ``training.source.ParamSource``.
+
+    Attributes:
+      interpolated: paths of the actions' expert that are made from the video expert's weights (Fast-WAM).
     """
 
-    params: Params
-    origin: dict[str, str]
+    def __init__(
+        self,
+        definition: Definition[WorldActionModel],
+        checkpoint: Tensors,
+        action: Literal["new", "interpolated"] = "new",
+    ):
+        """``checkpoint``: of the video expert's shape, with the names of diffusers or of Wan's repositories.
 
-    def __str__(self) -> str:
-        """Values by origin, and what is new."""
-        sizes = {"/".join(map(str, path)): array.size for path, array in flatten_dict(self.params).items()}
-        lines = []
-        for origin in ("checkpoint", "interpolated", "new"):
-            paths = [path for path in self.origin if self.origin[path] == origin]
-            lines += (
-                [f"{sum(sizes[path] for path in paths):,} values in {len(paths)} arrays: {origin}"] if paths else []
-            )
-        new = sorted({re.sub(r"/(kernel|bias|scale)$", "", p) for p, origin in self.origin.items() if origin == "new"})
-        return "\n".join([*lines, *(f"  {path}" for path in new)])
+        Raises:
+          ValueError: the action expert is to be interpolated and cannot be, or there is none.
+        """
+        shapes = definition.shapes()
+        self._spec, self._flat, self._checkpoint = definition.bind(shapes).spec, flatten_dict(shapes), checkpoint
+        table = flatten_dict(wan_map(self._spec, original="head.head.weight" in checkpoint.shapes()))
+        self._table = {path: source for path, source in table.items() if path in self._flat}
+        self.interpolated = self._narrow() if action == "interpolated" else ()
 
+    def _narrow(self) -> tuple[Path, ...]:
+        video, action = self._experts
+        check_interpolation(self._flat, video, action)
+        found = counterparts(self._flat, video, action)
+        return tuple(path for path, wide in found.items() if wide in self._table)
 
-def load_video_expert(
-    definition: Definition[WorldActionModel],
-    shardings: Params | None,
-    checkpoint: Tensors,
-    key: jax.Array,
-    action: Literal["new", "interpolated"] = "new",
-) -> Started:
-    """A world action model whose video expert is a Wan checkpoint's.
+    @property
+    def _experts(self) -> tuple[str, str]:
+        return self._spec.expert_of("video").name, self._spec.expert_of("action").name
 
-    Args:
-      definition: the model.
-      shardings: where each parameter lives; None: on the default device.
-      checkpoint: a Wan transformer of the video expert's shape, with the names of diffusers or of Wan's repositories.
-      key: of what is new; it starts as ``definition.init(key)`` has it.
-      action: the actions' expert: new, or interpolated from the video expert (Fast-WAM).
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the parameters that it gives, by path."""
+        return {"/".join(path): self._flat[path].shape for path in (*self._table, *self.interpolated)}
 
-    Raises:
-      WeightsMismatch: the checkpoint's tensors are not those of the video expert.
-      ValueError: the action expert cannot be interpolated, or there is none.
-    """
-    abstract = definition.shapes()
-    spec, shapes = definition.bind(abstract).spec, flatten_dict(abstract)
-    places = dict.fromkeys(shapes) if shardings is None else flatten_dict(shardings)
-    like = {path: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=places[path]) for path, s in shapes.items()}
-    table = wan_map(spec, original="head.head.weight" in checkpoint.shapes())
-    named = unflatten_dict({path: like[path] for path in flatten_dict(table) if path in like})
-    params = flatten_dict(mapping.load(table, named, checkpoint))
-    origin = dict.fromkeys(params, "checkpoint")
-    if action == "interpolated":
-        narrow = interpolate_expert(params, like, spec.expert_of("video").name, spec.expert_of("action").name)
-        params, origin = params | narrow, origin | dict.fromkeys(narrow, "interpolated")
-    rest = [path for path in like if path not in params]
-    params |= _init(definition, rest, places, key)
-    origin |= dict.fromkeys(rest, "new")
-    return Started(unflatten_dict(params), {"/".join(map(str, path)): origin[path] for path in like})
+    def load(self, like: Params) -> Params:
+        """These parameters, laid out as ``like``.
 
-
-def _init(definition: Definition, paths: Sequence[Path], places: Mapping[Path, Any], key: jax.Array) -> Flat:
-    """Fresh parameters, these only: the compiler drops what is not returned, so nothing else is ever made."""
-
-    def init(key: jax.Array) -> list[jax.Array]:
-        params = flatten_dict(definition.init(key))
-        return [params[path] for path in paths]
-
-    arrays = jax.jit(init, out_shardings=[places[path] for path in paths])(key)
-    return dict(zip(paths, arrays, strict=True))
+        Raises:
+          WeightsMismatch: the checkpoint's tensors are not those of the video expert.
+        """
+        flat = flatten_dict(like)
+        video = unflatten_dict({path: flat[path] for path in self._table})
+        params = flatten_dict(mapping.load(unflatten_dict(self._table), video, self._checkpoint))
+        if self.interpolated:
+            params |= interpolate_expert(params, {path: flat[path] for path in self.interpolated}, *self._experts)
+        return unflatten_dict(params)
