@@ -1,0 +1,80 @@
+"""What a finetuning takes over, what it trains, and the errors of one that cannot begin."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from configs import common
+from data_pipelines.transforms import ActionCodec, Affine
+from launch.config import ConfigError
+from launch.start import open_source, trained_patterns, with_normalisation_of
+from wam_jax.assets import AssetMissing
+from wam_jax.training.partition import matching, paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """What of a run, or of data, normalisation depends on."""
+
+    codec: ActionCodec
+    proprio: Affine
+
+
+def side(actions=3, proprio=2, cumulative=True, scale=1.0, block=None) -> Side:
+    affine = Affine(np.zeros(actions, np.float32), np.full(actions, scale, np.float32))
+    return Side(ActionCodec(np.full(actions, cumulative), affine, block=block), Affine.identity(proprio))
+
+
+def test_units_are_those_of_the_start_where_both_mean_the_same():
+    start, data = side(scale=2.0), side(scale=5.0)
+    assert with_normalisation_of(start, data).codec is start.codec
+    assert with_normalisation_of(None, data) is data
+
+
+@pytest.mark.parametrize("other", [{"actions": 4}, {"proprio": 3}, {"cumulative": False}, {"block": 2}], ids=str)
+def test_units_are_those_of_the_data_where_they_mean_something_else(other):
+    data = side(**other)
+    assert with_normalisation_of(side(), data) is data
+
+
+class Has:
+    """A source that has everything but some paths."""
+
+    def __init__(self, definition, without):
+        self._shapes = {p: x.shape for p, x in paths(definition.shapes()).items() if not p.startswith(without)}
+
+    def shapes(self):
+        return self._shapes
+
+
+def test_what_the_source_lacks_is_trained_whatever_is_frozen(tiny):
+    definition, config = tiny.define(), common.get_config()
+    config.train.trainable = (r"trunk/.*",)
+    selected = matching(trained_patterns(config, definition, Has(definition, "maps/action/")))
+    for path in paths(definition.shapes()):
+        assert selected(path) == path.startswith(("trunk/", "maps/action/"))
+
+
+def test_everything_is_trained_unless_something_is_asked(tiny):
+    assert trained_patterns(common.get_config(), tiny.define(), None) == []
+
+
+def test_freezing_a_random_start_is_refused(tiny):
+    config = common.get_config()
+    config.train.lora.rank = 2
+    with pytest.raises(ConfigError, match=r"freeze parameters at their random start; set config\.init"):
+        trained_patterns(config, tiny.define(), None)
+
+
+def test_a_start_that_is_not_there_says_what_to_do(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("WAM_ASSETS", raising=False)
+    config = common.get_config()
+    assert open_source(config, tiny.define()) is None
+    config.init = str(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="is no run, no folder of safetensors and no asset; `wam assets`"):
+        open_source(config, tiny.define())
+    config.init = "wan22_ti2v_5b"
+    with pytest.raises(AssetMissing, match="asset 'wan22_ti2v_5b' is not on this machine; get it with: hf download"):
+        open_source(config, tiny.define())
