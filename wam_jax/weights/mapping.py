@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from wam_jax.nn.module import Params
@@ -102,7 +103,8 @@ def check(weight_map: WeightMap, ours: Params, theirs: Mapping[str, Shape], unus
       WeightsMismatch: a parameter without a source, a source without a parameter, a tensor that is missing, left over
         or of another shape.
     """
-    table, shapes = _flat(weight_map), {path: tuple(leaf.shape) for path, leaf in _flat(ours).items()}
+    table = flatten_dict(weight_map, sep="/")
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten_dict(ours, sep="/").items()}
     used: dict[str, list[tuple[int, int]]] = {}
     wrong, missing = [], []
     for path in table.keys() & shapes.keys():
@@ -141,16 +143,16 @@ def load(weight_map: WeightMap, like: Params, checkpoint: Tensors, unused: Seque
       WeightsMismatch: as ``check`` says, or a tensor of integers (quantised weights) where ours has floats.
     """
     check(weight_map, like, checkpoint.shapes(), unused)
-    table = _flat(weight_map)
-    loaded = {path: _load(table[path], leaf, checkpoint) for path, leaf in _flat(like).items()}
-    return _nested(loaded)
+    table = flatten_dict(weight_map, sep="/")
+    loaded = {path: _load(table[path], leaf, checkpoint) for path, leaf in flatten_dict(like, sep="/").items()}
+    return unflatten_dict(loaded, sep="/")
 
 
 def export(weight_map: WeightMap, params: Params) -> Iterator[tuple[str, np.ndarray]]:
     """Our parameter tree as the checkpoint's tensors, one after another, in the order of the table."""
-    arrays = _flat(params)
+    arrays = flatten_dict(params, sep="/")
     waiting: dict[str, dict[int, np.ndarray]] = {}
-    for path, source in _flat(weight_map).items():
+    for path, source in flatten_dict(weight_map, sep="/").items():
         for layer, name in enumerate(source.names(arrays[path].shape)):
             tensor = source.to_theirs(np.asarray(arrays[path][layer] if source.stacked else arrays[path]))
             index, count = source.part
@@ -228,22 +230,3 @@ def _is_whole(parts: list[tuple[int, int]]) -> bool:
 def _listed(what: str, names: Sequence[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{len(names)} {what}: {', '.join(names[:5])}{more}"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        path = f"{prefix}/{name}" if prefix else str(name)
-        found |= _flat(value, path) if isinstance(value, Mapping) else {path: value}
-    return found
-
-
-def _nested(flat: Mapping[str, Any]) -> Params:
-    tree: Params = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        branch = tree
-        for name in parents:
-            branch = branch.setdefault(name, {})
-        branch[leaf] = value
-    return tree
