@@ -19,7 +19,7 @@ def weight_map(config: WanVAEConfig) -> WeightMap:
         "encoder": {
             "conv_in": _conv("encoder.conv_in"),
             "stages": {
-                index: _stage(stage, config.num_blocks, _encoder_layer(config, index))
+                str(index): _stage(stage, config.num_blocks, _encoder_layer(config, index))
                 for index, stage in enumerate(config.encoder_stages())
             },
             "middle": _middle("encoder.mid_block"),
@@ -30,7 +30,7 @@ def weight_map(config: WanVAEConfig) -> WeightMap:
             "conv_in": _conv("decoder.conv_in"),
             "middle": _middle("decoder.mid_block"),
             "stages": {
-                index: _stage(stage, config.num_blocks + 1, _decoder_layer(config, index))
+                str(index): _stage(stage, config.num_blocks + 1, _decoder_layer(config, index))
                 for index, stage in enumerate(config.decoder_stages())
             },
             "norm_out": _norm("decoder.norm_out"),
@@ -55,7 +55,7 @@ def _decoder_layer(config: WanVAEConfig, stage: int) -> Name:
 
 
 def _stage(stage: Stage, num_blocks: int, layer: Name) -> WeightMap:
-    blocks = {i: _block(layer(i), shortcut=i == 0 and stage.inputs != stage.outputs) for i in range(num_blocks)}
+    blocks = {str(i): _block(layer(i), shortcut=i == 0 and stage.inputs != stage.outputs) for i in range(num_blocks)}
     if stage.space == 1:
         return {"blocks": blocks}
     resample = {"space": _picture_conv(f"{layer(num_blocks)}.resample.1")}
