@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The defaults. Every field can be set on the command line: ``--config.train.steps=100``."""
+    """The defaults. Every field can be set on the command line: ``--config.train.optimizer.steps=100``."""
     config = ConfigDict()
     config.seed = 0
     config.platform = "auto"  # auto | cpu | gpu | tpu

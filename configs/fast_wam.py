@@ -5,7 +5,8 @@
 
 Video weights, the autoencoder and the text encoder are Wan's; the action expert is interpolated from the video expert,
 as in the paper (arXiv 2603.16666). Two cameras of 224 x 224, three frames, 32 actions. In full instead of with LoRA:
-``--config.train.lora.rank=0`` (`wam bench train` tells what either needs).
+``--config.train.lora.rank=0 --config.train.trainable='()'`` (`wam bench train` tells what either needs). Text is
+padded to 512 tokens that all take part in cross-attention, as Wan was trained.
 """
 
 from ml_collections import ConfigDict
@@ -17,9 +18,10 @@ def get_config() -> ConfigDict:
     config = bridge.get_config()
     config.init = "wan22_ti2v_5b"
     config.tokenizer.name = "wan22_vae"
-    config.model = ConfigDict({"name": "fast_wam", "size": "5b", "options": {}})
+    config.model = ConfigDict({"name": "fast_wam", "size": "5b", "options": {"padded_text": True}})
     config.data.text_encoder = "umt5_xxl"
-    config.data.text_tokens = 64
+    config.data.text_tokens = 512
+    config.data.precompute_latents = True
     config.data.image_size = (224, 224)
     config.data.frame_steps = (0, 16, 32)
     config.data.action_horizon = 32

@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
     config = common.get_config()
     config.demos.tasks = ("push",)
     config.demos.episodes = (50,)
-    config.model.name = ""  # that of config.init
+    config.model.name = ""  # that of config.init; options are added to its own
+    config.model.options = ConfigDict({})
     config.train.optimizer.steps = 400
     config.train.optimizer.learning_rate = 1e-3
     config.train.optimizer.warmup = 50

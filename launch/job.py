@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.latents import LatentCache
 from data_pipelines.windows import WindowSpec
-from launch.config import to_plain
+from launch.config import ConfigError, to_plain
 from launch.data import Data
 from launch.memory import Remedy, check_memory
 from wam_jax import console
@@ -18,7 +19,6 @@ from wam_jax.nn.module import Params
 from wam_jax.sharding import batch_sharding, placed, replicated
 from wam_jax.training.checkpoint import Checkpoints
 from wam_jax.training.loop import LoopConfig, fit
-from wam_jax.training.partition import stored
 from wam_jax.training.source import ParamSource, start_from
 from wam_jax.training.state import TrainState, count_params
 from wam_jax.training.trainer import Trainer
@@ -63,8 +63,9 @@ def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainS
     total, trained = (count_params(tree) / 1e6 for tree in (trainer.definition.shapes(), trainer.trained_shapes))
     part = "" if total == trained else f" ({trained:.3f}M of them trained)"
     console.log(f"{job.name}: {total:.2f}M parameters{part}, {numbers.steps} steps of {job.batch_size} windows")
+    check_parts(job.batch_size, trainer.accumulate, trainer.mesh)
     step = _compile(config, data, job)
-    state, rest = _start(directory, job, config.train.frozen_dtype)
+    state, rest = _start(directory, job)
     frozen = (rest, job.tokenizer) if rest else job.tokenizer
     loop = LoopConfig(
         steps=numbers.steps,
@@ -77,6 +78,7 @@ def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainS
         **job.identity,
         "optimizer": dataclasses.asdict(numbers),
         "accumulate": trainer.accumulate,
+        "frozen_dtype": trainer.frozen_dtype,
         "batch_size": job.batch_size,
         "data": _data_identity(config, data),
         "seed": config.seed,
@@ -97,6 +99,20 @@ def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainS
     )
 
 
+def check_parts(batch_size: int, parts: int, mesh: Mesh) -> None:
+    """Whether a batch can be worked through in so many parts.
+
+    Raises:
+      ConfigError: if it does not divide, or a part of it not over the devices.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if parts < 1 or batch_size % (parts * shards):
+        raise ConfigError(
+            f"a batch of {batch_size} does not divide into train.accumulate={parts} parts over data x fsdp = {shards} "
+            "devices; change train.batch_size or train.accumulate"
+        )
+
+
 def _compile(config: ConfigDict, data: Data, job: Job) -> Any:
     """The compiled step; says what it holds."""
     trainer = job.trainer
@@ -106,25 +122,25 @@ def _compile(config: ConfigDict, data: Data, job: Job) -> Any:
     )
     everywhere = replicated(trainer.mesh)
     tokenizer = jax.tree.map(lambda x: placed(x, everywhere), job.tokenizer)
-    rest = trainer.abstract_frozen_part(config.train.frozen_dtype)
+    rest = trainer.abstract_frozen_part()
     frozen = (rest, tokenizer) if rest else tokenizer
     return check_memory(trainer, frozen, batch, job.remedies, config.train.check_memory)
 
 
-def _start(directory: Path, job: Job, frozen_dtype: str) -> tuple[TrainState, Params]:
+def _start(directory: Path, job: Job) -> tuple[TrainState, Params]:
     """The state to begin with (abstract, where a checkpoint will fill it) and the parameters that are not trained."""
     trainer = job.trainer
     if job.source is None:
         return trainer.init_state(), {}
     checkpoints = Checkpoints(directory / "checkpoints")
     if checkpoints.latest is not None:
-        like = trainer.abstract_frozen_part(frozen_dtype)
+        like = trainer.abstract_frozen_part()
         state, rest = trainer.abstract_state(), checkpoints.load_base(like) if like else {}
     else:
         start = start_from(job.source, trainer)
         start.log()
         state = trainer.start_state(start.params)
-        rest = stored(trainer.frozen_part(start.params), frozen_dtype)
+        rest = trainer.frozen_part(start.params)
         if rest:
             checkpoints.save_base(rest)
     checkpoints.close()

@@ -1,8 +1,8 @@
 """What a training will hold, said before anything is allocated, and what would help where it does not fit."""
 
 import dataclasses
-import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -50,8 +50,8 @@ def check_memory(
     raise DoesNotFit(f"{plan.verdict}; what would help:\n{_advice(plan, frozen, batch, remedies())}")
 
 
-def state_remedies(trainer: Trainer) -> list[Remedy]:
-    """What saves memory between steps: shorter moments, no moving average, half a batch at a time."""
+def state_remedies(trainer: Trainer, batch_size: int) -> list[Remedy]:
+    """What saves memory between steps: shorter moments, no moving average; half as much of a batch at a time."""
     config, found = trainer.config, []
 
     def changed(text: str, change: OptimizerConfig) -> None:
@@ -63,9 +63,11 @@ def state_remedies(trainer: Trainer) -> list[Remedy]:
             changed(field, dataclasses.replace(config, moments=moments))  # type: ignore[arg-type]
     if config.ema:
         changed("--config.train.optimizer.ema=0.0", dataclasses.replace(config, ema=0.0))
-    twice = 2 * trainer.accumulate
-    again = dataclasses.replace(trainer, accumulate=twice)
-    return [*found, Remedy(text=f"--config.train.accumulate={twice}", trainer=again)]
+    twice, shards = 2 * trainer.accumulate, trainer.mesh.shape["data"] * trainer.mesh.shape["fsdp"]
+    if batch_size % (twice * shards) == 0:
+        again = dataclasses.replace(trainer, accumulate=twice)
+        found.append(Remedy(text=f"--config.train.accumulate={twice}", trainer=again))
+    return found
 
 
 def _advice(plan: Plan, frozen: Any, batch: Any, remedies: list[Remedy]) -> str:
@@ -87,7 +89,18 @@ def _available(device: jax.Device, count: int) -> int | None:
     """Bytes that one device may hold; None where nothing tells."""
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // count
+    limits = [_meminfo(), *(int(text) for text in _read("/sys/fs/cgroup/memory.max") if text.isdigit())]
+    return min(limit for limit in limits if limit is not None) // count if any(limits) else None
+
+
+def _meminfo() -> int | None:
+    """Bytes that Linux can give without swapping; its page cache counts as free."""
+    found = [line.split() for line in _read("/proc/meminfo") if line.startswith("MemAvailable:")]
+    return 1024 * int(found[0][1]) if found else None
+
+
+def _read(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).is_file() else []
 
 
 def _print(plan: Plan) -> None:

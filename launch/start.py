@@ -1,27 +1,50 @@
 """What a finetuning takes over from the model it starts from, what it trains, and what it makes anew."""
 
 import dataclasses
+import difflib
 import re
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from launch.config import ConfigError
+from launch.config import ConfigError, to_plain
 from launch.data import Data
 from launch.memory import Remedy
 from wam_jax import assets, console
 from wam_jax.asset_table import ASSETS
-from wam_jax.nn.lora import FACTORS, Lora
+from wam_jax.nn.lora import FACTORS
 from wam_jax.nn.module import Definition
 from wam_jax.training.losses import wam_loss
-from wam_jax.training.partition import matching
+from wam_jax.training.partition import matching, paths
 from wam_jax.training.restore import define_model
 from wam_jax.training.run import Run, is_run, open_run
 from wam_jax.training.source import ParamSource, fresh_paths
 from wam_jax.training.trainer import Trainer
 from wam_jax.weights.files import open_weights
 from wam_jax.weights.wan import WanTransformer
+
+
+def check_start(config: ConfigDict) -> None:
+    """Finds what is wrong with ``config.init`` and ``config.model`` before any work is done.
+
+    Raises:
+      ConfigError: no system is named, and what training starts from does not tell it.
+      AssetMissing, FileNotFoundError: ``config.init`` is not here.
+    """
+    _locate(config.init)
+    if not config.model.name and not (config.init and is_run(Path(config.init))):
+        raise ConfigError(
+            "config.model.name is empty, which means: that of the run in config.init; name a run there, or a system"
+        )
+
+
+def described_model(config: ConfigDict, init: Run | None) -> dict[str, Any]:
+    """The system: the config's, or the start's with the config's options added."""
+    if init is None or config.model.name:
+        return to_plain(config.model)
+    model = init.identity["model"]
+    return {**model, "options": {**model["options"], **to_plain(config.model.options)}}
 
 
 def with_normalisation_of(init: Run | None, data: Data) -> Data:
@@ -42,20 +65,28 @@ def open_source(config: ConfigDict, definition: Definition) -> ParamSource | Non
     Raises:
       AssetMissing, FileNotFoundError: ``config.init`` is not here.
     """
-    if not config.init:
+    path = _locate(config.init)
+    if path is None:
         return None
-    if is_run(Path(config.init)):
-        return open_run(Path(config.init))
-    path = assets.find(config.init)["weights"] if config.init in ASSETS else Path(config.init)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"config.init {config.init!r} is no run, no folder of safetensors and no asset; `wam assets` lists these"
-        )
+    if is_run(path):
+        return open_run(path)
     if config.train.action_expert not in ("new", "interpolated"):
         raise ConfigError(
             f"config.train.action_expert {config.train.action_expert!r} is unknown (has: new, interpolated)"
         )
     return WanTransformer(definition, open_weights(path), config.train.action_expert)
+
+
+def _locate(init: str) -> Path | None:
+    """Where ``config.init`` is; None where it is empty."""
+    if not init:
+        return None
+    path = assets.find(init)["weights"] if init in ASSETS else Path(init)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"config.init {init!r} is no run, no folder of safetensors and no asset; `wam assets` lists these"
+        )
+    return path
 
 
 def trained_patterns(config: ConfigDict, definition: Definition, source: ParamSource | None) -> list[str]:
@@ -73,11 +104,18 @@ def trained_patterns(config: ConfigDict, definition: Definition, source: ParamSo
         raise ConfigError(
             "config.train.trainable and config.train.lora freeze parameters at their random start; set config.init"
         )
+    have = paths(definition.shapes())
+    for pattern in asked:
+        if not any(map(matching([pattern]), have)):
+            near = difflib.get_close_matches(pattern, have, n=1, cutoff=0.0)
+            raise ConfigError(f"config.train.trainable {pattern!r} matches no parameter; one is {near[0]!r}")
     fresh = [path for path in fresh_paths(definition, source.shapes()) if not matching(asked)(path)]
     return asked + [re.escape(path) for path in fresh]
 
 
-def model_remedies(identity: dict[str, Any], trainer: Trainer, source: ParamSource | None) -> list[Remedy]:
+def model_remedies(
+    config: ConfigDict, identity: dict[str, Any], trainer: Trainer, source: ParamSource | None
+) -> list[Remedy]:
     """What saves memory inside the step: recomputing layers; LoRA, where there is a model to adapt."""
     found = []
     model = identity["model"]
@@ -86,9 +124,12 @@ def model_remedies(identity: dict[str, Any], trainer: Trainer, source: ParamSour
         changed = define_model({**identity, "model": {**model, "options": options}})
         found.append(Remedy(text="--config.model.options.remat=full", trainer=_with(trainer, changed)))
     if source is not None and not identity["lora"]:
-        changed = define_model({**identity, "lora": dataclasses.asdict(Lora(rank=16, alpha=16.0))})
-        adapted = dataclasses.replace(_with(trainer, changed), trained=matching([FACTORS]))
-        found.append(Remedy(text="--config.train.lora.rank=16", trainer=adapted))
+        adapted = config.copy_and_resolve_references()
+        adapted.train.lora.rank = 16
+        changed = define_model({**identity, "lora": to_plain(adapted.train.lora)})
+        trained = matching(trained_patterns(adapted, changed, source))
+        lora = dataclasses.replace(_with(trainer, changed), trained=trained)
+        found.append(Remedy(text="--config.train.lora.rank=16", trainer=lora))
     return found
 
 

@@ -24,6 +24,7 @@ from launch.config import ConfigError, load_config, set_field, to_plain
 from launch.data import Data, open_data
 from launch.demos import make_demos
 from launch.evaluate import described_task
+from launch.start import check_start
 from launch.train import encode_dataset, find_tokenizer, train_model
 from wam_jax import console
 from wam_jax.evaluation import media
@@ -45,8 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     began = time.monotonic()
     study = load_config(args.config, overrides)
+    study.base.tokenizer.init = study.base.tokenizer.init or study.base.init  # an arm may start from nothing else
     arms = {name: arm_config(study, name) for name in study.arms}
     _check_pairs(study)
+    for arm in arms.values():
+        check_start(arm)
     workdir = args.workdir or Path("runs/studies") / Path(args.config).stem
     mesh = devices.start(study.base)
     shared: dict[str, _Shared] = {}

@@ -21,7 +21,14 @@ from launch.demos import make_demos
 from launch.evaluate import described_task
 from launch.job import Job, run_job
 from launch.memory import state_remedies
-from launch.start import model_remedies, open_source, trained_patterns, with_normalisation_of
+from launch.start import (
+    check_start,
+    described_model,
+    model_remedies,
+    open_source,
+    trained_patterns,
+    with_normalisation_of,
+)
 from wam_jax import console
 from wam_jax.evaluation.heldout import evaluate_heldout
 from wam_jax.evaluation.report import Report, write_summary
@@ -51,6 +58,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(args.config, overrides)
     mesh = devices.start(config)
     workdir = Path(args.workdir)
+    check_start(config)
     if not config.data.datasets and config.demos.tasks:
         config.data.datasets = tuple(str(folder) for folder in make_demos(config, workdir / "data"))
     data = open_data(config.data)
@@ -148,7 +156,7 @@ def train_model(
     init = run_of(config)
     data = with_normalisation_of(init, data)
     identity = {
-        "model": init.identity["model"] if init and not config.model.name else to_plain(config.model),
+        "model": described_model(config, init),
         "interface": interface_sizes(data, tokenizer.config.latent_shape),
         "tokenizer": dataclasses.asdict(tokenizer.config),
         "codec": data.codec.to_dict(),
@@ -168,6 +176,7 @@ def train_model(
         seed=config.seed,
         trained=matching(trained) if trained else everything,
         accumulate=config.train.accumulate,
+        frozen_dtype=config.train.frozen_dtype,
     )
     job = Job(
         name="world action model",
@@ -177,7 +186,10 @@ def train_model(
         tokenizer=jax.device_put(tokenizer, replicated(mesh)),
         latents=latents,
         source=source,
-        remedies=lambda: [*model_remedies(identity, trainer, source), *state_remedies(trainer)],
+        remedies=lambda: [
+            *model_remedies(config, identity, trainer, source),
+            *state_remedies(trainer, config.train.batch_size),
+        ],
         score=make_score(config, trainer, data, tokenizer) if config.train.score.every else None,
     )
     return run_job(config, data, directory, job)
@@ -222,6 +234,7 @@ def check_blocks(definition: Definition[WorldActionModel], data: Data) -> None:
 def report_training(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path, report: Report) -> dict[str, Any]:
     """Curves, and action and image errors on held-out windows of every dataset, into the report and a summary."""
     trained = load_trained(workdir, mesh)
+    data = dataclasses.replace(data, codec=trained.policy.codec, proprio=trained.policy.proprio)
     results = {}
     for number, store in enumerate(data.validation):
         batch = data.validation_windows(config.train.validation_windows, config.seed, number)

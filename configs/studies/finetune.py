@@ -9,7 +9,7 @@ tokenizer, steps and batch, and are judged on the same episodes. Learning rates 
 
 from ml_collections import ConfigDict
 
-from configs import finetune
+from configs import common, finetune
 
 
 def get_config() -> ConfigDict:
@@ -20,10 +20,16 @@ def get_config() -> ConfigDict:
     config.seeds = (0, 1, 2)
     config.arms = ConfigDict(
         {
-            "scratch": {"init": "", "model.name": "fast_wam", "train.optimizer.learning_rate": 3e-3},
+            "scratch": {
+                "init": "",
+                "model.name": "fast_wam",
+                "model.options": common.get_config().model.options.to_dict(),
+                "train.optimizer.learning_rate": 3e-3,
+            },
             "full": {},
             "lora": {"train.lora.rank": 16, "train.optimizer.learning_rate": 3e-3},
-        }
+        },
+        allow_dotted_keys=True,
     )
     config.compare = (("full", "scratch"), ("lora", "scratch"), ("lora", "full"))
     return config

@@ -8,7 +8,9 @@ Finetuning of Fast-WAM's published shape, 3 x 98 video tokens and 33 of actions 
     wam bench train --spec fast_wam --size 5b --batch 16 --set latent_shape='(14,28,48)' \\
         --config.train.optimizer.moments=bfloat16 --config.train.optimizer.ema=0.0
     wam bench train --spec fast_wam --size 5b --batch 16 --set latent_shape='(14,28,48)' \\
-        --config.train.lora.rank=16 --config.train.frozen_dtype=bfloat16
+        --config.train.lora.rank=32 --config.train.lora.targets='blocks/video/.*(query|key|value|output|up|down)$' \\
+        --config.train.trainable='(".*/action/.*",)' --config.train.frozen_dtype=bfloat16 \\
+        --config.train.optimizer.ema=0.0
 
 FLOPs are counted from the program's matrix products (`wam_jax/flops.py`): the model's own, once forward and twice
 backward, without what rematerialisation computes again. MFU is those over time and the chip's bf16 peak. With LoRA the
@@ -34,14 +36,15 @@ from launch.config import ConfigError, load_config
 from launch.plan import parse_fields
 from launch.zoo import changed, sized
 from wam_jax import console
+from wam_jax.compiled import memory
 from wam_jax.flops import count_flops
 from wam_jax.nn.lora import FACTORS, Lora, with_lora
 from wam_jax.nn.module import define
 from wam_jax.sharding import batch_sharding, use_mesh
 from wam_jax.training.losses import wam_loss
 from wam_jax.training.optimizer import OptimizerConfig
-from wam_jax.training.partition import everything, matching, stored, union
-from wam_jax.training.state import TrainState, count_params
+from wam_jax.training.partition import everything, matching, union
+from wam_jax.training.state import count_params
 from wam_jax.training.trainer import Trainer
 from wam_jax.wam.fake import abstract_batch, random_batch
 from wam_jax.wam.model import WorldActionModel
@@ -80,7 +83,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     console.log(
         f"{args.spec} {args.size}: {total:.1f}M parameters, {trained:.1f}M trained, {flops / 1e12:.3f} TFLOP a step"
     )
-    state, frozen = _start(trainer, config.train.frozen_dtype)
+    rest = trainer.init_params(lambda path: not trainer.trained(path))
+    state, frozen = trainer.init_state(), (rest, None) if rest else None
 
     def loss(params: Any, frozen: Any, batch: Any) -> jax.Array:
         with use_mesh(mesh):
@@ -90,21 +94,22 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         "forward": _seconds(jax.jit(loss), args.steps, state.params, frozen, batch),
         "forward and backward": _seconds(jax.jit(jax.grad(loss)), args.steps, state.params, frozen, batch),
     }
+    step: Any = trainer.step
+    step = step.lower(state, frozen, batch).compile()
     kept, seconds = state, []
     for _ in console.progress(range(args.steps + 1), "train steps", args.steps + 1):
         began = time.monotonic()
-        kept, metrics = trainer.step(kept, frozen, batch)
+        kept, metrics = step(kept, frozen, batch)
         jax.block_until_ready(metrics)
         seconds.append(time.monotonic() - began)
     times["train step"] = float(np.median(seconds[1:]))
-    figures = _figures(args, flops, times, mesh.size)
+    figures = {**_figures(args, flops, times, mesh.size), "peak_bytes": memory(step).peak}
     rows = [(name, f"{1000 * value:.1f}", f"{value / times['train step']:.0%}") for name, value in times.items()]
     console.table("Where the time goes", ("program", "ms", "of a train step"), rows)
     mfu = f", MFU {figures['mfu']:.1%} of {figures['peak'] / 1e12:.0f} TFLOP/s" if figures["mfu"] else ""
-    peak = figures["peak_bytes"]
-    memory = f", peak memory {peak / 2**30:.1f} GiB" if peak else ""
+    held = f", {figures['peak_bytes'] / 2**30:.2f} GiB at the peak"
     console.log(
-        f"{figures['samples_per_s']:.2f} samples/s, {figures['achieved'] / 1e12:.2f} TFLOP/s a device{mfu}{memory}; "
+        f"{figures['samples_per_s']:.2f} samples/s, {figures['achieved'] / 1e12:.2f} TFLOP/s a device{mfu}{held}; "
         f"loss {float(metrics['loss']):.3f}"
     )
     if args.json:
@@ -127,6 +132,7 @@ def _trainer(config: ConfigDict, spec: Spec, interface: Interface, mesh: Mesh) -
         seed=config.seed,
         trained=matching(patterns) if patterns else everything,
         accumulate=config.train.accumulate,
+        frozen_dtype=config.train.frozen_dtype,
     )
 
 
@@ -143,26 +149,11 @@ def _model_flops(config: ConfigDict, spec: Spec, interface: Interface, batch: in
         return count_flops(gradient, trained, rest, abstract_batch(spec, interface, batch)).total
 
 
-def _start(trainer: Trainer, frozen_dtype: str) -> tuple[TrainState, Any]:
-    """A state and what is frozen beside it, from random parameters; each is made where and as it will be kept."""
-    state = trainer.init_state()
-    like = trainer.abstract_frozen_part(frozen_dtype)
-    if not like:
-        return state, None
-
-    def init(key: jax.Array) -> Any:
-        return stored(trainer.frozen_part(trainer.definition.init(key)), frozen_dtype)
-
-    place = jax.tree.map(lambda x: x.sharding, like)
-    return state, (jax.jit(init, out_shardings=place)(jax.random.key(trainer.seed)), None)
-
-
 def _figures(args: argparse.Namespace, flops: float, times: dict[str, float], count: int) -> dict[str, Any]:
     kind = jax.devices()[0].device_kind
     # The longest name that fits: "TPU v5" is a v5p, "TPU v5 lite" is not.
     peak = next((PEAKS[name] for name in sorted(PEAKS, key=len, reverse=True) if name in kind), None)
     achieved = flops / times["train step"] / count
-    memory = jax.devices()[0].memory_stats() or {}
     return {
         "spec": args.spec,
         "size": args.size,
@@ -176,7 +167,6 @@ def _figures(args: argparse.Namespace, flops: float, times: dict[str, float], co
         "achieved": achieved,
         "peak": peak,
         "mfu": achieved / peak if peak else None,
-        "peak_bytes": memory.get("peak_bytes_in_use"),
         "dtype_of_matrices": str(jnp.dtype(make_spec(args.spec, args.size).dtype)),
     }
 

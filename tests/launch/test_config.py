@@ -1,8 +1,13 @@
 """Overrides keep a field's type, and a wrong one is refused with what to write instead."""
 
+from pathlib import Path
+
 import pytest
 
 from launch.config import ConfigError, load_config, to_plain
+from launch.study import arm_config
+
+ROOT = Path(__file__).parents[2]
 
 FILE = """
 from ml_collections import ConfigDict
@@ -86,3 +91,12 @@ def test_missing_file_lists_the_configs_there_are():
 
 def test_to_plain_is_json(path):
     assert to_plain(load_config(path))["data"] == {"cameras": ["front", "wrist"], "frame_steps": [0, 8]}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.py")), ids=lambda file: file.stem)
+def test_every_config_loads_and_every_arm_of_a_study_fits_its_base(file):
+    if file.stem == "__init__":
+        pytest.skip("a package")
+    config = load_config(str(file))
+    for name in config.get("arms", {}):
+        assert to_plain(arm_config(config, name)) != to_plain(config.base) or not config.arms[name]

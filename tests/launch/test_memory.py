@@ -50,7 +50,7 @@ def test_what_is_held_is_printed(trainer, capsys):
 def test_too_little_memory_stops_with_what_each_remedy_saves(trainer, monkeypatch):
     monkeypatch.setattr(memory, "_available", lambda device, count: 17 * PARAMS)
     with pytest.raises(DoesNotFit) as error:
-        check_memory(trainer, None, batch(trainer), lambda: state_remedies(trainer))
+        check_memory(trainer, None, batch(trainer), lambda: state_remedies(trainer, 8))
     text = str(error.value)
     assert text.startswith("does not fit: needs ")
     saved = {line.split()[0]: int(line.split("(")[1].split()[0].replace(",", "")) for line in text.splitlines()[1:-1]}

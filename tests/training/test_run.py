@@ -148,7 +148,9 @@ def test_an_adapter_has_the_names_and_shapes_of_peft(adapted, tmp_path):
     layer = adapted[1]["trunk"]["blocks"]["video"]["ffn"]["up"]
     np.testing.assert_allclose(b @ a, (layer["lora_a"][1] @ layer["lora_b"][1]).T, rtol=1e-5, atol=1e-6)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 4.0, ["query", "up"])
+    assert (config["r"], config["lora_alpha"], config["modules_to_save"]) == (2, 4.0, None)
+    assert "trunk.blocks.video.ffn.up" in config["target_modules"]
+    assert "trunk.blocks.video.ffn.down" not in config["target_modules"]
 
 
 def test_a_run_without_lora_has_no_adapter(plain, tmp_path):
@@ -211,16 +213,20 @@ class Nothing:
 
 def test_the_best_state_replaces_a_worse_one_and_survives_a_resume(tmp_path, adapted):
     checkpoints = Checkpoints(adapted[0] / "checkpoints")
+    state = TrainState(jnp.asarray(0), {"w": jnp.zeros(2)}, {}, ())
     best = Best(tmp_path / "best")
     for score, step, better in ((0.5, 10, True), (0.4, 20, False), (0.7, 30, True)):
         assert best.beaten_by(score, step) is better
         if better:
-            kept = best.replace(score, step, checkpoints)
+            best.keep(score, step, checkpoints, state, None, None, {"of": step})
+            kept = Checkpoints(tmp_path / "best" / "checkpoints")
             assert kept.base_shapes() == checkpoints.base_shapes()  # one copy, found from both
+            assert kept.meta() == {"of": step}
             kept.close()
     checkpoints.close()
     assert Best(tmp_path / "best", resume_step=30).score == 0.7
     assert Best(tmp_path / "best", resume_step=20).score == -np.inf  # of steps that will be trained again
+    assert not (tmp_path / "best").exists()
 
 
 def test_a_folder_that_is_no_run_is_told_how_to_make_one(tmp_path):

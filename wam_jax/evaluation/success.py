@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool
 
 from wam_jax import console
@@ -110,7 +110,7 @@ def evaluate_task(task: TaskText, trained: Trained, config: EvaluationConfig, me
     scripted_run = rollout(env, scripted_actor(env), env.episode_steps)
     informed = _informed(task, trained.params)
     misinformed = dataclasses.replace(informed, misinform=jnp.asarray(True))
-    untrained = _informed(task, trained.untrained)
+    untrained = _informed(task, trained.untrained())
     plan: list[tuple[str, Callable, Any]] = [
         ("trained", policy_run, informed),
         ("wrong_instruction", policy_run, misinformed),
@@ -176,7 +176,7 @@ def _run(
     run: Callable, params: Any, keys: jax.Array, config: EvaluationConfig, mesh: Mesh
 ) -> tuple[Controlled, float, Trace]:
     """Outcomes of all episodes, the seconds that one batch took once compiled, and the first batch's trace."""
-    params = jax.device_put(params, replicated(mesh))
+    params = jax.tree.map(lambda x: _on_mesh(x, mesh), params)
     size = min(config.batch_size, config.episodes)
     success, wrong, seconds = [], [], []
     first: Trace | None = None
@@ -194,6 +194,12 @@ def _run(
     assert first is not None  # there is at least one episode
     controlled = Controlled(success=np.concatenate(success), wrong=np.concatenate(wrong))
     return controlled, min(seconds), first
+
+
+def _on_mesh(x: jax.Array, mesh: Mesh) -> jax.Array:
+    """``x`` on the mesh: cut as it is there already, or on every device."""
+    here = isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
+    return x if here else jax.device_put(x, replicated(mesh))
 
 
 def _record(

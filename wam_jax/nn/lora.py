@@ -17,6 +17,13 @@ from flax import nnx
 from wam_jax.nn.module import Definition, Linear, Params, define, normal
 
 FACTORS = r"(.*/)?lora_[ab]"  # their paths
+
+
+def is_factor(path: str) -> bool:
+    """Whether a parameter is one of the two factors."""
+    return re.fullmatch(FACTORS, path) is not None
+
+
 M = TypeVar("M", bound=nnx.Module)
 
 
@@ -36,7 +43,10 @@ class Lora:
     def __post_init__(self):
         if self.rank < 1:
             raise ValueError(f"lora.rank is {self.rank}; it must be 1 or more")
-        re.compile(self.targets)
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(f"lora.targets {self.targets!r} is no regular expression: {error}") from None
 
     @property
     def scale(self) -> float:

@@ -85,11 +85,11 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._restore(**{item: ocp.args.StandardRestore(abstract)})[item]
 
-    def acting_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the newest state's parameters that act, by path: the average, or what is trained without one."""
+    def acting_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the newest state's parameters that act, by path: the average, or what is trained without one."""
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             tree = reader.metadata(self._state_folder()).item_metadata.tree
-        return {path: tuple(leaf.shape) for path, leaf in paths(tree[_acting(tree)]).items()}
+        return _abstract(tree[_acting(tree)])
 
     def load_acting(self, like: Params) -> Params:
         """Some of these parameters, laid out as ``like``; nothing else of the state is read."""
@@ -107,17 +107,17 @@ class Checkpoints:
 
     def share_base(self, other: "Checkpoints") -> None:
         """Lets both directories have one copy of them."""
-        if (other.directory / _BASE).is_dir():
-            link = self.directory / _BASE
+        link = self.directory / _BASE
+        if (other.directory / _BASE).is_dir() and not link.exists():
             link.symlink_to(os.path.relpath(other.directory / _BASE, self.directory))
 
-    def base_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the parameters that are not trained, by path; empty where all are."""
+    def base_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the parameters that are not trained, by path; empty where all are."""
         if not (self.directory / _BASE).is_dir():
             return {}
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             tree = reader.metadata(self.directory / _BASE).item_metadata.tree
-        return {path: tuple(leaf.shape) for path, leaf in paths(tree).items()}
+        return _abstract(tree)
 
     def load_base(self, like: Params) -> Params:
         """Some of the parameters that are not trained, laid out as ``like``."""
@@ -148,6 +148,10 @@ class Checkpoints:
                 f"checkpoint {self.directory} was made with {path}={old!r}, this run has {new!r}; "
                 "set it back or choose another --workdir"
             )
+
+
+def _abstract(metadata: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    return {path: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype) for path, x in paths(metadata).items()}
 
 
 def _acting(tree: Any) -> str:

@@ -18,14 +18,13 @@ import jax
 import jax.numpy as jnp
 import jinja2
 import numpy as np
-from flax.traverse_util import unflatten_dict
 from jax.sharding import SingleDeviceSharding
 
 from wam_jax.nn.module import Params
 from wam_jax.tokenizers.visual import FrozenTokenizer
 from wam_jax.training.checkpoint import CheckpointError, Checkpoints
-from wam_jax.training.partition import paths
-from wam_jax.training.run import CONFIG, MODEL, TOKENIZER, CheckpointRun, Run, by_path
+from wam_jax.training.partition import by_path, paths
+from wam_jax.training.run import CONFIG, MODEL, TOKENIZER, CheckpointRun, Run, export_names
 from wam_jax.training.state import TrainState
 from wam_jax.weights import mapping
 from wam_jax.weights.files import write_safetensors
@@ -40,10 +39,10 @@ def export_safetensors(run: Run, folder: Path, dtype: str = "float32") -> None:
       FileExistsError: if the folder holds an export already.
     """
     params, tokenizer = _all_params(run, dtype), run.tokenizer()
-    write_safetensors(folder, mapping.export(by_path(params), params), _SHARD_BYTES, stem=MODEL)
+    write_safetensors(folder, mapping.export(export_names(params), params), _SHARD_BYTES, stem=MODEL)
     if isinstance(tokenizer, FrozenTokenizer):
         arrays = {"params": tokenizer.params, "mean": tokenizer.mean, "std": tokenizer.std}
-        write_safetensors(folder, mapping.export(by_path(arrays), arrays), _SHARD_BYTES, stem=TOKENIZER)
+        write_safetensors(folder, mapping.export(export_names(arrays), arrays), _SHARD_BYTES, stem=TOKENIZER)
     meta = {**run.meta, "identity": {**run.identity, "lora": None, "trainable": None}, "step": run.step}
     (folder / CONFIG).write_text(json.dumps(meta, indent=1) + "\n")
     (folder / "README.md").write_text(model_card(run, params))
@@ -68,7 +67,7 @@ def export_run(run: Run, folder: Path) -> None:
 
 
 def export_adapter(run: Run, folder: Path) -> None:
-    """Writes LoRA's factors alone, layer by layer, under the names and shapes of PEFT.
+    """Writes LoRA's factors, layer by layer, under the names and shapes of PEFT; and what was trained beside them.
 
     Raises:
       CheckpointError: if the run has none.
@@ -76,31 +75,39 @@ def export_adapter(run: Run, folder: Path) -> None:
     lora = run.lora
     if lora is None or not isinstance(run, CheckpointRun):
         raise CheckpointError("this run was not adapted with LoRA; export it with --format safetensors")
-    factors = run.factors()
-    write_safetensors(folder, _peft(factors), _SHARD_BYTES, stem="adapter_model")
-    targets = sorted({path.split("/")[-2] for path in factors})
+    factors, beside = run.factors(), run.beside_factors()
+    write_safetensors(folder, _peft(factors | beside), _SHARD_BYTES, stem="adapter_model")
+    adapted, saved = (sorted({_module(path) for path in found}) for found in (factors, beside))
     config = {
         "peft_type": "LORA", "task_type": None, "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": 0.0,
-        "bias": "none", "fan_in_fan_out": False, "target_modules": targets,
+        "bias": "none", "fan_in_fan_out": False, "target_modules": adapted, "modules_to_save": saved or None,
         "base_model_name_or_path": run.meta["config"]["init"],
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-def _peft(factors: dict[str, jax.Array]) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and values: A as [rank, inputs] and B as [outputs, rank], the stack's layers one by one."""
-    for path, stacked in factors.items():
-        *module, factor = path.split("/")
-        name = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}[factor]
-        for layer, value in enumerate(np.asarray(stacked).reshape(-1, *stacked.shape[-2:])):
-            place = re.sub(r"^(trunk/blocks/[^/]+)", rf"\1/{layer}", "/".join(module))
-            yield f"base_model.model.{place.replace('/', '.')}.{name}", np.ascontiguousarray(value.T)
+def _peft(trained: dict[str, jax.Array]) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and values: A as [rank, inputs] and B as [outputs, rank], layer by layer; what is no factor, as it is."""
+    for path, value in trained.items():
+        name = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}.get(path.split("/")[-1])
+        if name is None:
+            yield f"base_model.model.{path.replace('/', '.')}", np.asarray(value)
+            continue
+        for layer, factor in enumerate(np.asarray(value).reshape(-1, *value.shape[-2:])):
+            yield f"base_model.model.{_module(path, layer)}.{name}", np.ascontiguousarray(factor.T)
+
+
+def _module(path: str, layer: int | None = None) -> str:
+    """The dotted name of the module that a parameter is of, with the number of its layer."""
+    module = path.rsplit("/", 1)[0]
+    numbered = module if layer is None else re.sub(r"^(trunk/blocks/[^/]+)", rf"\1/{layer}", module)
+    return numbered.replace("/", ".")
 
 
 def _all_params(run: Run, dtype: str) -> Params:
     here = SingleDeviceSharding(jax.devices()[0])
     like = {path: jax.ShapeDtypeStruct(shape, dtype, sharding=here) for path, shape in run.shapes().items()}
-    return run.load(unflatten_dict(like, sep="/"))
+    return run.load(by_path(like))
 
 
 _CARD = jinja2.Template(

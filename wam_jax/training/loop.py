@@ -86,21 +86,19 @@ def fit(
             values = {name: float(value) for name, value in metrics.items()}
             if not np.isfinite(values["loss"]):
                 raise FloatingPointError(
-                    f"{description}: loss is {values['loss']} at step {step}; lower train.learning_rate, or look at "
-                    f"the data with: wam index DIR"
+                    f"{description}: loss is {values['loss']} at step {step}; lower train.optimizer.learning_rate, or "
+                    f"look at the data with: wam index DIR"
                 )
             if config.log_batches:
                 values["batch"] = batch_checksum(batch)
             log.append(step, {**values, "seconds": round(time.monotonic() - began, 2)})
-        if step % config.save_every == 0 or step == config.steps:
-            checkpoints.save(step, state, data, tokenizer, meta)
         if best is not None and score is not None and (step % config.evaluate_every == 0 or step == config.steps):
             value = score(state)
             log.append(step, {"score": value})
             if best.beaten_by(value, step):
-                kept = best.replace(value, step, checkpoints)
-                kept.save(step, state, data, tokenizer, meta)
-                kept.close()
+                best.keep(value, step, checkpoints, state, data, tokenizer, meta)
+        if step % config.save_every == 0 or step == config.steps:  # after the score: a kill in between scores again
+            checkpoints.save(step, state, data, tokenizer, meta)
     checkpoints.close()
     return state
 
@@ -111,24 +109,30 @@ class Best:
     def __init__(self, directory: Path, resume_step: int = 0):
         self._directory, self._file = directory, directory / "score.json"
         self.score, self.step = -np.inf, 0
-        if self._file.exists():
-            saved = json.loads(self._file.read_text())
-            if saved["step"] <= resume_step:  # else it is of steps that a kill has undone: they will be scored again
-                self.score, self.step = saved["score"], saved["step"]
+        saved = json.loads(self._file.read_text()) if self._file.exists() else None
+        if saved is not None and saved["step"] <= resume_step:
+            self.score, self.step = saved["score"], saved["step"]
+        elif jax.process_index() == 0:  # of steps that a kill has undone: they will be trained and scored again
+            shutil.rmtree(directory, ignore_errors=True)
 
     def beaten_by(self, score: float, step: int) -> bool:
         """Whether this is more than all before; says so."""
         console.log(f"step {step}: score {score:.3f}, best so far {max(score, self.score):.3f}")
         return score > self.score
 
-    def replace(self, score: float, step: int, beside: Checkpoints) -> Checkpoints:
-        """Where to keep the better one, in place of the last. Parameters that are not trained stay where they are."""
-        self.score, self.step = score, step
-        shutil.rmtree(self._directory / "checkpoints", ignore_errors=True)
+    def keep(self, score: float, step: int, beside: Checkpoints, state: TrainState, *rest: Any) -> None:
+        """Keeps a state (and what ``Checkpoints.save`` takes after it) instead of the last best one.
+
+        Parameters that are not trained stay where they are, ``beside``.
+        """
         kept = Checkpoints(self._directory / "checkpoints", keep=1)
-        kept.share_base(beside)
-        self._file.write_text(json.dumps({"step": step, "score": score}))
-        return kept
+        if jax.process_index() == 0:
+            kept.share_base(beside)
+        kept.save(step, state, *rest)
+        kept.close()  # the older one goes when this one is complete
+        self.score, self.step = score, step
+        if jax.process_index() == 0:
+            self._file.write_text(json.dumps({"step": step, "score": score}))
 
 
 def batch_checksum(batch: Any) -> int:

@@ -90,8 +90,11 @@ def _method(config: OptimizerConfig) -> optax.GradientTransformation:
             consistent_rms=0.2,  # updates as large as AdamW's (Moonlight, arXiv 2502.16982): one rate serves both
         )
     if config.method == "adafactor":
-        return optax.adafactor(
-            schedule, multiply_by_parameter_scale=False, weight_decay_rate=config.weight_decay or None
+        return optax.chain(
+            optax.adafactor(multiply_by_parameter_scale=False),
+            optax.scale(-1),  # it ends in a sign of its own
+            optax.add_decayed_weights(config.weight_decay),
+            optax.scale_by_learning_rate(schedule),
         )
     adam = optax.scale_by_adam(b2=config.b2)
     return optax.chain(

@@ -1,11 +1,9 @@
 """Parts of a parameter tree, by the paths of its arrays: what is trained and what is frozen."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from wam_jax.nn.module import Params
@@ -36,16 +34,16 @@ def paths(params: Params) -> dict[str, Any]:
     return flatten_dict(params, sep="/")
 
 
+def by_path(flat: Mapping[str, Any]) -> Params:
+    """The inverse of ``paths``."""
+    return unflatten_dict(dict(flat), sep="/")
+
+
 def subset(params: Params, select: Select) -> Params:
     """The part of the tree whose paths are selected."""
-    return unflatten_dict({path: value for path, value in paths(params).items() if select(path)}, sep="/")
+    return by_path({path: value for path, value in paths(params).items() if select(path)})
 
 
 def union(first: Params, second: Params) -> Params:
     """Two parts as one tree."""
-    return unflatten_dict(paths(first) | paths(second), sep="/")
-
-
-def stored(params: Params, dtype: str) -> Params:
-    """The arrays in another dtype: frozen ones need no float32."""
-    return jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
+    return by_path(paths(first) | paths(second))

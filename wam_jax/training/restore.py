@@ -11,6 +11,7 @@ from wam_jax.nn.lora import Lora, with_lora
 from wam_jax.nn.module import Definition, define
 from wam_jax.policy import Policy, PolicyParams
 from wam_jax.sharding import param_shardings, placed
+from wam_jax.training.partition import by_path, paths
 from wam_jax.training.run import open_run
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.spec import Interface
@@ -23,14 +24,14 @@ class Trained:
 
     Attributes:
       policy, params: what acts (``params.model`` is the moving average).
-      untrained: the same policy at its random start, for a baseline.
+      mesh: where its parameters live.
       step: of the checkpoint.
       meta: the checkpoint's JSON part.
     """
 
     policy: Policy
     params: PolicyParams
-    untrained: PolicyParams
+    mesh: Mesh
     step: int
     meta: dict[str, Any]
 
@@ -38,6 +39,13 @@ class Trained:
     def image_size(self) -> int:
         """Rows of the pictures that it sees."""
         return self.meta["identity"]["tokenizer"]["image_size"][0]
+
+    def untrained(self) -> PolicyParams:
+        """Parameters of the same policy at its random start, for a baseline."""
+        definition = self.policy.definition
+        shardings = param_shardings(self.mesh, definition.axes(), definition.shapes())
+        init = jax.jit(definition.init, out_shardings=shardings)
+        return dataclasses.replace(self.params, model=init(jax.random.key(self.meta["identity"]["seed"])))
 
 
 def define_model(identity: dict[str, Any]) -> Definition[WorldActionModel]:
@@ -60,10 +68,9 @@ def load_trained(directory: Path, mesh: Mesh) -> Trained:
     """
     run = open_run(directory)
     definition = define_model({**run.identity, "lora": None})
-    shardings = param_shardings(mesh, definition.axes(), definition.shapes())
-    fresh = jax.jit(definition.init, out_shardings=shardings)(jax.random.key(run.identity["seed"]))
-    params = run.load(jax.tree.map(placed, definition.shapes(), shardings))
-    tokenizer = run.tokenizer()
-    policy = Policy(definition=definition, codec=run.codec, proprio=run.proprio)
-    trained, untrained = (PolicyParams(model=model, tokenizer=tokenizer) for model in (params, fresh))
-    return Trained(policy, trained, untrained, run.step, run.meta)
+    shardings, dtypes = paths(param_shardings(mesh, definition.axes(), definition.shapes())), run.dtypes()
+    like = {path: placed(x, shardings[path], dtypes[path]) for path, x in paths(definition.shapes()).items()}
+    params = PolicyParams(model=run.load(by_path(like)), tokenizer=run.tokenizer())
+    return Trained(
+        Policy(definition=definition, codec=run.codec, proprio=run.proprio), params, mesh, run.step, run.meta
+    )

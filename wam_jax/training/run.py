@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax.traverse_util import unflatten_dict
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from data_pipelines.transforms import ActionCodec, Affine
-from wam_jax.nn.lora import Lora, update
+from wam_jax.nn.lora import Lora, is_factor, merge
 from wam_jax.nn.module import Params
+from wam_jax.sharding import placed
 from wam_jax.tokenizers.visual import FrozenTokenizer, Tokenizer, TokenizerConfig, define_tokenizer
 from wam_jax.tokenizers.wan_tokenizer import load_wan_tokenizer
 from wam_jax.training.checkpoint import CheckpointError, Checkpoints
-from wam_jax.training.partition import paths, union
+from wam_jax.training.partition import by_path, paths
 from wam_jax.weights import mapping
 from wam_jax.weights.files import open_weights
 from wam_jax.weights.mapping import Source, Tensors, WeightMap
@@ -68,6 +68,10 @@ class Run(abc.ABC):
         """Of its parameters by path, adapted layers as plain ones."""
 
     @abc.abstractmethod
+    def dtypes(self) -> dict[str, Any]:
+        """Of the same, as they are kept."""
+
+    @abc.abstractmethod
     def load(self, like: Params) -> Params:
         """The parameters of ``like``, laid out like it, LoRA's updates added to their kernels."""
 
@@ -97,34 +101,40 @@ class CheckpointRun(Run):
         self._checkpoints = Checkpoints(directory / "checkpoints")
         super().__init__(self._checkpoints.meta(), self._checkpoints.latest or 0)
         self._trained, self._base = self._checkpoints.acting_shapes(), self._checkpoints.base_shapes()
+        self._all = self._base | self._trained
 
     def _saved_tokenizer(self, like: FrozenTokenizer) -> FrozenTokenizer:
         return self._checkpoints.load("tokenizer", like)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {path: shape for path, shape in (self._base | self._trained).items() if "/lora_" not in path}
+        return {path: leaf.shape for path, leaf in self._all.items() if not is_factor(path)}
+
+    def dtypes(self) -> dict[str, Any]:
+        return {path: leaf.dtype for path, leaf in self._all.items() if not is_factor(path)}
 
     def load(self, like: Params) -> Params:
-        wanted = paths(like)
-        trained = self._checkpoints.load_acting(_part(wanted, self._trained))
-        if not self._base:
-            return trained
-        params = union(self._checkpoints.load_base(_part(wanted, self._base)), trained)
-        return self._adapt(params, self.lora) if self.lora else params
+        wanted, lora = paths(like), self.lora
+        params = paths(self._checkpoints.load_acting(_part(wanted, self._trained)))
+        if self._base:
+            params |= paths(self._checkpoints.load_base(_part(wanted, self._base)))
+        if lora is None:
+            return by_path(params)
+        places = {path: leaf.sharding for path, leaf in wanted.items()}
+        adapt = jax.jit(lambda tree: merge(tree, lora.scale), donate_argnums=0, out_shardings=by_path(places))
+        kernels = {path.rsplit("/", 1)[0] for path in params}
+        factors = {path: x for path, x in self.factors(like).items() if path.rsplit("/", 1)[0] in kernels}
+        return adapt(by_path(params | factors))
 
-    def factors(self) -> dict[str, jax.Array]:
-        """LoRA's factors by path; empty where the run has none."""
-        like = {p: jax.ShapeDtypeStruct(s, "float32") for p, s in self._trained.items() if "/lora_" in p}
-        return paths(self._checkpoints.load_acting(unflatten_dict(like, sep="/"))) if like else {}
+    def factors(self, like: Params | None = None) -> dict[str, jax.Array]:
+        """LoRA's factors by path, on all devices of ``like`` (default: on the first); empty where there are none."""
+        place = _first_device() if like is None else _everywhere(jax.tree.leaves(like)[0].sharding)
+        wanted = {path: placed(leaf, place) for path, leaf in self._trained.items() if is_factor(path)}
+        return paths(self._checkpoints.load_acting(by_path(wanted))) if wanted else {}
 
-    def _adapt(self, params: Params, lora: Lora) -> Params:
-        flat, factors = paths(params), self.factors()
-        for path in [p for p in flat if p.replace("kernel", "lora_a") in factors]:
-            place = _everywhere(flat[path].sharding)
-            names = {name: factors[path.replace("kernel", name)] for name in ("lora_a", "lora_b")}
-            layer = {"kernel": flat[path], **jax.device_put(names, place)}
-            flat[path] = flat[path] + update(layer, lora.scale)
-        return unflatten_dict(flat, sep="/")
+    def beside_factors(self) -> dict[str, jax.Array]:
+        """What was trained beside LoRA's factors, by path."""
+        wanted = {path: placed(leaf, _first_device()) for path, leaf in self._trained.items() if not is_factor(path)}
+        return paths(self._checkpoints.load_acting(by_path(wanted))) if wanted else {}
 
 
 class ExportedRun(Run):
@@ -139,14 +149,17 @@ class ExportedRun(Run):
 
     def _saved_tokenizer(self, like: FrozenTokenizer) -> FrozenTokenizer:
         tree = {"params": like.params, "mean": like.mean, "std": like.std}
-        arrays = mapping.load(by_path(tree), tree, _open(self._directory, TOKENIZER))
+        arrays = mapping.load(export_names(tree), tree, _open(self._directory, TOKENIZER))
         return FrozenTokenizer(**arrays, config=like.config)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name.replace(".", "/"): shape for name, shape in self._model.shapes().items()}
 
+    def dtypes(self) -> dict[str, Any]:
+        return dict.fromkeys(self.shapes(), "float32")
+
     def load(self, like: Params) -> Params:
-        return mapping.load(by_path(like), like, self._model, unused=(".*",))
+        return mapping.load(export_names(like), like, self._model, unused=(".*",))
 
 
 def _exported_meta(directory: Path) -> dict[str, Any]:
@@ -155,16 +168,18 @@ def _exported_meta(directory: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def by_path(params: Params) -> WeightMap:
+def export_names(params: Params) -> WeightMap:
     """The names that our arrays have in an export: their paths, with dots."""
-    return unflatten_dict({path: Source(path.replace("/", ".")) for path in paths(params)}, sep="/")
+    return by_path({path: Source(path.replace("/", ".")) for path in paths(params)})
 
 
 def abstract_tokenizer(sizes: dict[str, Any]) -> FrozenTokenizer:
     """Shapes of a frozen tokenizer's arrays, from the JSON of its ``TokenizerConfig``."""
     config = TokenizerConfig(**{**sizes, "image_size": tuple(sizes["image_size"])})
-    channels = jax.ShapeDtypeStruct((config.channels,), "float32")
-    return FrozenTokenizer(define_tokenizer(config).shapes(), channels, channels, config)  # type: ignore[arg-type]
+    here = _first_device()
+    channels = jax.ShapeDtypeStruct((config.channels,), "float32", sharding=here)
+    params = jax.tree.map(lambda x: placed(x, here), define_tokenizer(config).shapes())
+    return FrozenTokenizer(params, channels, channels, config)  # type: ignore[arg-type]
 
 
 def _open(directory: Path, stem: str) -> Tensors:
@@ -173,7 +188,12 @@ def _open(directory: Path, stem: str) -> Tensors:
 
 
 def _part(wanted: dict[str, Any], there: dict[str, Any]) -> Params:
-    return unflatten_dict({path: leaf for path, leaf in wanted.items() if path in there}, sep="/")
+    return by_path({path: leaf for path, leaf in wanted.items() if path in there})
+
+
+def _first_device() -> Sharding:
+    """Said where arrays are read: else they are looked for on the devices that they were written from."""
+    return SingleDeviceSharding(jax.devices()[0])
 
 
 def _everywhere(sharding: Sharding) -> Sharding:

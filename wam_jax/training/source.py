@@ -2,15 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
-
-import jax
-from flax.traverse_util import unflatten_dict
+from typing import Protocol
 
 from wam_jax import console
 from wam_jax.nn.module import Definition, Params
-from wam_jax.sharding import placed
-from wam_jax.training.partition import paths, union
+from wam_jax.training.partition import paths, subset, union
 from wam_jax.training.trainer import Trainer
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -55,37 +51,24 @@ def start_from(source: ParamSource, trainer: Trainer) -> Start:
       ValueError: if nothing fits: the source is of another model.
     """
     wanted, there = paths(trainer.definition.shapes()), source.shapes()
-    fresh = fresh_paths(trainer.definition, there)
-    loaded = [path for path in wanted if path not in set(fresh)]
+    fresh = set(fresh_paths(trainer.definition, there))
+    loaded = [path for path in wanted if path not in fresh]
     if not loaded:
         raise ValueError(
             f"config.init has none of the model's {len(wanted)} arrays (it has {', '.join(sorted(there)[:3])}, ...); "
             "name a checkpoint of the same system in config.init"
         )
-    shardings = paths(trainer.param_shardings)
-    like = {path: placed(wanted[path], shardings[path]) for path in loaded}
-    params = source.load(unflatten_dict(like, sep="/"))
+    params = source.load(subset(trainer.abstract_params(), lambda path: path not in fresh))
     if fresh:
-        params = union(params, _fresh(trainer, fresh))
+        params = union(params, trainer.init_params(lambda path: path in fresh))
     return Start(
         params=params,
         loaded=tuple(loaded),
-        fresh=tuple(fresh),
-        unused=tuple(sorted(there.keys() - wanted.keys() | there.keys() & set(fresh))),
+        fresh=tuple(sorted(fresh)),
+        unused=tuple(sorted((there.keys() - wanted.keys()) | (there.keys() & fresh))),
     )
 
 
 def fresh_paths(definition: Definition, there: Shapes) -> list[str]:
     """The parameters that a source lacks or has in another shape."""
     return [path for path, leaf in paths(definition.shapes()).items() if there.get(path) != tuple(leaf.shape)]
-
-
-def _fresh(trainer: Trainer, wanted: list[str]) -> Params:
-    """Newly initialised arrays; the compiler leaves the others out, so that they take no memory."""
-    shardings = {path: place for path, place in paths(trainer.param_shardings).items() if path in set(wanted)}
-
-    def init(key: jax.Array) -> dict[str, Any]:
-        drawn = paths(trainer.definition.init(key))
-        return {path: drawn[path] for path in shardings}
-
-    return unflatten_dict(jax.jit(init, out_shardings=shardings)(jax.random.key(trainer.seed)), sep="/")

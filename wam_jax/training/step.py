@@ -41,7 +41,8 @@ def make_step(
       mesh: of all devices.
       shardings: of the state.
       frozen_shardings: of ``frozen``, whatever the loss needs that is not trained; default: replicated.
-      accumulate: a batch is worked through in so many parts, one after the other: less memory, the same batch.
+      accumulate: a batch is worked through in so many parts, one after the other, for less memory. The loss is the mean
+        of theirs: that of the batch, but for what counts samples itself (masks, ``batch_share``).
     """
 
     def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:

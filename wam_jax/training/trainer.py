@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from wam_jax.nn.module import Definition, Params
 from wam_jax.sharding import param_shardings, placed, replicated
 from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
-from wam_jax.training.partition import Select, everything, subset, union
+from wam_jax.training.partition import Select, by_path, everything, paths, subset, union
 from wam_jax.training.state import TrainState, start_state, state_shardings
 from wam_jax.training.step import LossFn, StepFn, make_step
 
@@ -27,6 +27,7 @@ class Trainer:
     seed: of the parameters and of every step's randomness.
     trained: which parameters; where not all are, the step's ``frozen`` is (the other parameters, the loss' frozen).
     accumulate: parts that a batch is worked through in.
+    frozen_dtype: of the parameters that are not trained.
     """
 
     definition: Definition
@@ -36,6 +37,7 @@ class Trainer:
     seed: int
     trained: Select = everything
     accumulate: int = 1
+    frozen_dtype: str = "float32"
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -52,9 +54,18 @@ class Trainer:
         """Of all parameters."""
         return param_shardings(self.mesh, self.definition.axes(), self.definition.shapes())
 
-    def init_params(self) -> Params:
-        """Fresh parameters, created where they will live: no device ever holds the whole of a sharded one."""
-        return jax.jit(self.definition.init, out_shardings=self.param_shardings)(jax.random.key(self.seed))
+    def init_params(self, select: Select = everything) -> Params:
+        """Fresh parameters (some of them), created where and as they will be kept.
+
+        No device ever holds the whole of a sharded one, and the compiler leaves out what is not selected.
+        """
+        like = subset(self.abstract_params(), select)
+
+        def init(key: jax.Array) -> Params:
+            drawn = subset(self.definition.init(key), select)
+            return jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), drawn, like)
+
+        return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(jax.random.key(self.seed))
 
     def init_state(self) -> TrainState:
         """A fresh state of the parameters that are trained."""
@@ -115,7 +126,12 @@ class Trainer:
         shapes = jax.eval_shape(self._start, subset(self.definition.shapes(), self.trained))
         return jax.tree.map(placed, shapes, self.shardings)
 
-    def abstract_frozen_part(self, dtype: Any = None) -> Params:
-        """The parameters that are not trained as ``jax.ShapeDtypeStruct``, in another dtype if one is given."""
-        shapes, shardings = self.frozen_part(self.definition.shapes()), self.frozen_part(self.param_shardings)
-        return jax.tree.map(lambda x, place: placed(x, place, dtype), shapes, shardings)
+    def abstract_params(self) -> Params:
+        """All parameters as ``jax.ShapeDtypeStruct`` with shardings, each in the dtype that it is kept in."""
+        shapes, shardings = paths(self.definition.shapes()), paths(self.param_shardings)
+        like = {p: placed(x, shardings[p], None if self.trained(p) else self.frozen_dtype) for p, x in shapes.items()}
+        return by_path(like)
+
+    def abstract_frozen_part(self) -> Params:
+        """Those of them that are not trained."""
+        return self.frozen_part(self.abstract_params())
