@@ -92,3 +92,20 @@ def test_scaled_updates_are_those_of_the_scaled_rate():
 def test_unknown_choices_are_refused(fields, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         OptimizerConfig(steps=1, **fields)
+
+
+def test_a_rate_for_nothing_is_refused():
+    optimizer = make_optimizer(OptimizerConfig(steps=1, rates=(("trunk/blocks/vidoe/.*", 2.0),)))
+    with pytest.raises(ValueError, match=r"optimizer.rates 'trunk/blocks/vidoe/\.\*' matches no parameter"):
+        optimizer.update(params(), optimizer.init(params()), params())
+
+
+def test_weight_decay_is_scaled_by_the_rate_in_every_method():
+    """Without a gradient, a step shrinks weights by rate times decay."""
+    zeros = jax.tree.map(jnp.zeros_like, params())
+    for method in METHODS:
+        config = OptimizerConfig(steps=10, learning_rate=1e-2, warmup=1, decay="constant", weight_decay=0.5, **method)
+        optimizer = make_optimizer(config)
+        updates, _ = optimizer.update(zeros, optimizer.init(params()), params())
+        kernel = updates["trunk"]["blocks"]["video"]["up"]["kernel"]
+        np.testing.assert_allclose(kernel, -0.005, rtol=1e-3, err_msg=str(method))

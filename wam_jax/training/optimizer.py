@@ -119,6 +119,11 @@ def _scale_updates(config: OptimizerConfig) -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any = None):
         flat = flatten_dict(updates, sep="/")
+        for pattern, _ in config.rates:
+            if not any(re.fullmatch(pattern, path) for path in flat):
+                raise ValueError(
+                    f"optimizer.rates {pattern!r} matches no parameter that is trained; one is {min(flat)!r}"
+                )
         depth = max((value.shape[0] for path, value in flat.items() if _stacked(path)), default=0)
         scaled = {
             path: value * jnp.asarray(rate_factor(config, path, value.shape, depth), value.dtype)
