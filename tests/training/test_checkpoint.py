@@ -82,7 +82,9 @@ def test_absent_checkpoint_is_told_with_the_command_that_makes_one(tmp_path, mes
 
 
 def test_loss_that_is_not_finite_stops_the_run_naming_the_step(tmp_path, mesh):
-    with pytest.raises(FloatingPointError, match=r"training: loss is nan at step 3; lower train.learning_rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"training: loss is nan at step 3; lower train.optimizer.learning_rate"
+    ):
         train(tmp_path, mesh, 6, values=[1, 2, 3, 4, 5, -6])
 
 

@@ -120,10 +120,14 @@ class CheckpointRun(Run):
         if lora is None:
             return by_path(params)
         places = {path: leaf.sharding for path, leaf in wanted.items()}
-        adapt = jax.jit(lambda tree: merge(tree, lora.scale), donate_argnums=0, out_shardings=by_path(places))
+
+        def adapted(plain: dict[str, jax.Array], factors: dict[str, jax.Array]) -> Params:
+            return merge(by_path(plain | factors), lora.scale)
+
+        adapt = jax.jit(adapted, donate_argnums=0, out_shardings=by_path(places))
         kernels = {path.rsplit("/", 1)[0] for path in params}
         factors = {path: x for path, x in self.factors(like).items() if path.rsplit("/", 1)[0] in kernels}
-        return adapt(by_path(params | factors))
+        return adapt(params, factors)
 
     def factors(self, like: Params | None = None) -> dict[str, jax.Array]:
         """LoRA's factors by path, on all devices of ``like`` (default: on the first); empty where there are none."""
