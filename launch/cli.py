@@ -24,7 +24,7 @@ _MISTAKES = (ValueError, FileNotFoundError, FileExistsError, KeyError, RuntimeEr
 
 
 # XLA's CPU backend allocates its temporaries anew at every call. In huge pages the quickstart's train step takes 270 ms
-# instead of 365 (two cores, jax 0.10.2): the kernel clears 850 pages a step, not 88,000. glibc reads this when it starts.
+# instead of 365 (two cores, jax 0.10.2): the kernel clears 850 pages a step, not 88,000. Read as glibc starts.
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 

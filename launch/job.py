@@ -130,12 +130,12 @@ def _compile(config: ConfigDict, data: Data, job: Job) -> Any:
 def _start(directory: Path, job: Job) -> tuple[TrainState, Params]:
     """The state to begin with (abstract, where a checkpoint will fill it) and the parameters that are not trained."""
     trainer = job.trainer
-    if job.source is None:
-        return trainer.init_state(), {}
     checkpoints = Checkpoints(directory / "checkpoints")
     if checkpoints.latest is not None:
         like = trainer.abstract_frozen_part()
         state, rest = trainer.abstract_state(), checkpoints.load_base(like) if like else {}
+    elif job.source is None:
+        state, rest = trainer.init_state(), {}
     else:
         start = start_from(job.source, trainer)
         start.log()

@@ -25,13 +25,15 @@ from wam_jax.weights.files import open_weights
 from wam_jax.weights.wan import WanTransformer
 
 
-def check_start(config: ConfigDict) -> None:
-    """Finds what is wrong with ``config.init`` and ``config.model`` before any work is done.
+def check_start(config: ConfigDict, directory: Path) -> None:
+    """Finds what is wrong with ``config.init`` and ``config.model`` before any work is done in ``directory``.
 
     Raises:
       ConfigError: no system is named, and what training starts from does not tell it.
       AssetMissing, FileNotFoundError: ``config.init`` is not here.
     """
+    if is_run(directory):  # it goes on with what it has
+        return
     _locate(config.init)
     if not config.model.name and not (config.init and is_run(Path(config.init))):
         raise ConfigError(

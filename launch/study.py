@@ -49,9 +49,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     study.base.tokenizer.init = study.base.tokenizer.init or study.base.init  # an arm may start from nothing else
     arms = {name: arm_config(study, name) for name in study.arms}
     _check_pairs(study)
-    for arm in arms.values():
-        check_start(arm)
     workdir = args.workdir or Path("runs/studies") / Path(args.config).stem
+    for arm in arms.values():
+        check_start(arm, workdir)
     mesh = devices.start(study.base)
     shared: dict[str, _Shared] = {}
     outcomes: dict[str, list[np.ndarray]] = {name: [] for name in arms}

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(args.config, overrides)
     mesh = devices.start(config)
     workdir = Path(args.workdir)
-    check_start(config)
+    check_start(config, workdir)
     if not config.data.datasets and config.demos.tasks:
         config.data.datasets = tuple(str(folder) for folder in make_demos(config, workdir / "data"))
     data = open_data(config.data)
@@ -84,9 +84,14 @@ def train(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) -> dict[str
     return {name: round(value, 1) for name, value in seconds.items()}
 
 
-def run_of(config: ConfigDict) -> Run | None:
-    """The run that training starts from; None where it starts from a video model, or at random."""
-    return open_run(Path(config.init)) if config.init and is_run(Path(config.init)) else None
+def run_of(config: ConfigDict, directory: Path) -> Run | None:
+    """The run that training starts from; None where it starts from a video model, or at random.
+
+    A training that was begun is its own start: it goes on where ``config.init`` is gone, too.
+    """
+    if not config.init:
+        return None
+    return next((open_run(folder) for folder in (directory, Path(config.init)) if is_run(folder)), None)
 
 
 def find_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path) -> Tokenizer:
@@ -94,7 +99,7 @@ def find_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path) 
     image_size = tuple(config.data.image_size)
     if config.tokenizer.name:
         return load_wan_tokenizer(config.tokenizer.name, image_size)
-    run = open_run(Path(config.tokenizer.init)) if config.tokenizer.init else run_of(config)
+    run = open_run(Path(config.tokenizer.init)) if config.tokenizer.init else run_of(config, directory.parent)
     if run is not None:
         tokenizer = run.tokenizer()
         if tuple(tokenizer.config.image_size) != image_size:
@@ -153,7 +158,7 @@ def train_model(
     directory: Path,
 ) -> TrainState:
     """The world action model, from its random start or from ``config.init``."""
-    init = run_of(config)
+    init = run_of(config, directory)
     data = with_normalisation_of(init, data)
     identity = {
         "model": described_model(config, init),
@@ -166,8 +171,12 @@ def train_model(
     }
     definition = define_model(identity)
     check_blocks(definition, data)
-    source = open_source(config, definition)
-    identity["trainable"] = trained = trained_patterns(config, definition, source)
+    source = None if is_run(directory) else open_source(config, definition)
+    if is_run(directory) and init is not None:
+        trained = init.identity["trainable"]
+    else:
+        trained = trained_patterns(config, definition, source)
+    identity["trainable"] = trained
     trainer = Trainer(
         definition=definition,
         loss=wam_loss(definition),
