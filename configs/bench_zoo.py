@@ -19,10 +19,9 @@ def get_config() -> ConfigDict:
     config.data.value_discount = 0.97
     config.data.frame_steps = (0, 4, 8, 12)
     config.model.options = ConfigDict({})
-    config.train.batch_size = 32
+    config.train.batch_size = 16
     config.train.optimizer.steps = 200
     config.train.optimizer.warmup = 20
-    config.train.validation_windows = 64
-    config.evaluation.episodes = 64
+    config.evaluation.episodes = 64  # and as many held-out windows
     config.evaluation.batch_size = 64
     return config

@@ -47,19 +47,8 @@ class Heldout:
         return {name: float(np.mean(self._squared(guess))) for name, guess in guesses.items()}
 
     def action_errors(self) -> dict[str, float]:
-        """Root mean squared action error, in standard deviations of the actions: 1 is always predicting the mean.
-
-        Dimensions that do not vary in these windows do not count.
-        """
-        scale = _masked_std(self.actions, self.action_mask)
-        mask = self.action_mask & (scale > 1e-3 * np.abs(self.actions).max())
-        scale = np.maximum(scale, 1e-6)
-        error = ((self.predicted_actions - self.actions) / scale) ** 2
-        first = mask[:, 0]
-        return {
-            "chunk": float(np.sqrt(error[mask].mean())),
-            "first_action": float(np.sqrt(error[:, 0][first].mean())),
-        }
+        """``action_errors`` of the predictions."""
+        return action_errors(self.actions, self.predicted_actions, self.action_mask)
 
     def summary(self) -> dict[str, Any]:
         """For ``summary.json``."""
@@ -112,6 +101,22 @@ def evaluate_heldout(policy: Policy, params: PolicyParams, batch: Batch, seed: i
         predicted_actions=actions,
         action_mask=np.asarray(batch.action_mask),
     )
+
+
+def action_errors(
+    actions: Float[np.ndarray, "N K A"], predicted: Float[np.ndarray, "N K A"], mask: Bool[np.ndarray, "N K A"]
+) -> dict[str, float]:
+    """Root mean squared action error, in standard deviations of the actions: 1 is always predicting the mean.
+
+    Of the whole chunk and of its first action. Dimensions that do not vary in these windows do not count.
+    """
+    scale = _masked_std(actions, mask)
+    mask = mask & (scale > 1e-3 * np.abs(actions).max())
+    error = ((predicted - actions) / np.maximum(scale, 1e-6)) ** 2
+    return {
+        "chunk": float(np.sqrt(error[mask].mean())),
+        "first_action": float(np.sqrt(error[:, 0][mask[:, 0]].mean())),
+    }
 
 
 def _masked_std(values: Float[np.ndarray, "N K A"], mask: Bool[np.ndarray, "N K A"]) -> Float[np.ndarray, "A"]:
