@@ -1,7 +1,8 @@
 """`wam bench zoo`: does every system of the zoo learn, sample and act, and what does it cost?
 
-"ms a chunk" is a robot's share where 64 act at once. All systems share the demonstrations, the tokenizer and the simulator's programs; each is trained for the same number of
-steps on the same windows. Finished systems are kept in ``zoo.json`` and skipped when the command is run again.
+All systems share the demonstrations, the tokenizer and the simulator's programs; each is trained for the same number of
+steps on the same windows. "ms a chunk" is a robot's share where 64 act at once. Finished systems are kept in
+``zoo.json`` and skipped when the command is run again.
 """
 
 import argparse
@@ -179,9 +180,10 @@ class _ClosedLoop:
         states = self.reset(jax.random.split(jax.random.key(self.numbers.seed), count))
         wam = WamParams(policy=params, text=self.text, embodiment=jnp.asarray(0), misinform=jnp.asarray(False))
         act, begin = jax.jit(policy.act), jax.jit(policy.init_state)
+        assert heldout.images is not None
         recorded = Observation(
-            images=heldout.images[:, 0],
-            proprio=policy.proprio.unnormalise(heldout.proprio[:, 0]),
+            images=jnp.asarray(heldout.images[:, 0]),
+            proprio=jnp.asarray(policy.proprio.unnormalise(heldout.proprio[:, 0])),
             text=heldout.text,
             embodiment=heldout.embodiment,
         )
