@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.demos.episodes = (50,)
     config.model.name = ""  # that of config.init; options are added to its own
     config.model.options = ConfigDict({})
-    config.train.optimizer.steps = 400
+    config.train.optimizer.steps = 300
     config.train.optimizer.learning_rate = 1e-3
     config.train.optimizer.warmup = 50
     config.train.save_every = 200
