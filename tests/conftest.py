@@ -102,3 +102,17 @@ def batch() -> Batch:
             "depth": StreamData(values=normal(frames, INTERFACE.cameras, *INTERFACE.latent_shape), mask=image_mask),
         },
     )
+
+
+# Files that take a minute or more, longest first: begun last, one of them would keep a single worker busy at the end.
+LONG = ("training/test_resume.py", "test_sharding.py", "sim/", "wam/test_model.py", "objectives/", "wam/", "weights/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = pathlib.Path(__file__).parent
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(folder).as_posix()
+        return next((i for i, name in enumerate(LONG) if path.startswith(name)), len(LONG))
+
+    items.sort(key=rank)  # stable: the order within is as collected

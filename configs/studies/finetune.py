@@ -4,8 +4,8 @@
     wam study configs/studies/finetune.py --config.base.init=runs/quickstart
 
 Arms: the same system from its random start, finetuned in full, finetuned with LoRA. All have the same demonstrations,
-tokenizer, steps and batch, and are judged on the same episodes. Learning rates are the usual ones of each kind of start;
-no arm was tuned.
+tokenizer, steps and batch, and are judged on the same episodes. Learning rates are the usual ones of each kind of
+start; no arm was tuned.
 """
 
 from ml_collections import ConfigDict

@@ -30,7 +30,7 @@ def config(dataset: pathlib.Path, store: RldsStore, monkeypatch: pytest.MonkeyPa
     return config
 
 
-def _no_text(instructions: list[str]) -> TextTable:
+def _no_text(instructions: list[str], encoder: str, tokens: int) -> TextTable:
     count = len(instructions)
     return TextTable(np.zeros((count, 2, 5), np.float32), np.ones((count, 2), bool), tuple(instructions))
 

@@ -125,6 +125,7 @@ def test_an_export_reads_back_as_the_run(plain, mesh, tmp_path):
     assert "actions | 4 a chunk, of 4 numbers" in card
 
 
+@pytest.mark.slow
 def test_an_export_in_bfloat16_is_the_run_rounded(plain, mesh, tmp_path):
     export_safetensors(open_run(plain[0]), tmp_path / "export", "bfloat16")
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), plain[1])
@@ -179,11 +180,12 @@ def test_a_new_action_size_keeps_everything_but_the_action_maps(tiny, plain, mes
         "maps/action/head/project/linear/bias",
     }  # fmt: skip
     assert set(start.unused) == set(start.fresh)
-    got, old, fresh = paths(start.params), paths(plain[1]), paths(new.definition.init(jax.random.key(3)))
+    got, old = paths(start.params), paths(plain[1])
     for path in start.loaded:
         np.testing.assert_array_equal(got[path], old[path])
-    for path in start.fresh:
-        np.testing.assert_allclose(got[path], fresh[path], rtol=1e-6)
+    kernel = np.asarray(got["maps/action/project/linear/kernel"])  # of 6 actions: standard deviation 1 / sqrt(6)
+    assert kernel.std() == pytest.approx(6**-0.5, rel=0.2)
+    assert not np.any(got["maps/action/head/project/linear/kernel"])  # heads start at zero
 
 
 def test_lora_starts_from_a_run_with_new_factors_only(tiny, plain, mesh):

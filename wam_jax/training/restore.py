@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from wam_jax.nn.lora import Lora, with_lora
 from wam_jax.nn.module import Definition, define
 from wam_jax.policy import Policy, PolicyParams
-from wam_jax.sharding import param_shardings, placed
+from wam_jax.sharding import param_shardings, placed, replicated
 from wam_jax.training.partition import by_path, paths
 from wam_jax.training.run import open_run
 from wam_jax.wam.model import WorldActionModel
@@ -70,7 +70,8 @@ def load_trained(directory: Path, mesh: Mesh) -> Trained:
     definition = define_model({**run.identity, "lora": None})
     shardings, dtypes = paths(param_shardings(mesh, definition.axes(), definition.shapes())), run.dtypes()
     like = {path: placed(x, shardings[path], dtypes[path]) for path, x in paths(definition.shapes()).items()}
-    params = PolicyParams(model=run.load(by_path(like)), tokenizer=run.tokenizer())
+    tokenizer = jax.device_put(run.tokenizer(), replicated(mesh))
+    params = PolicyParams(model=run.load(by_path(like)), tokenizer=tokenizer)
     return Trained(
         Policy(definition=definition, codec=run.codec, proprio=run.proprio), params, mesh, run.step, run.meta
     )
