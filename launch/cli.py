@@ -31,7 +31,7 @@ _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb. A mistake of the user's is one line and exit code 2; ``--debug`` shows where it came from."""
     if argv is None and sys.platform == "linux" and not _HUGE_PAGES.keys() & os.environ.keys():
-        os.execve(sys.executable, [sys.executable, "-m", "launch.cli", *sys.argv[1:]], {**os.environ, **_HUGE_PAGES})
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **_HUGE_PAGES})
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="wam",

@@ -19,7 +19,7 @@ from wam_jax.training.losses import wam_loss
 from wam_jax.training.optimizer import OptimizerConfig
 from wam_jax.training.partition import matching, paths, subset
 from wam_jax.training.restore import define_model, load_trained
-from wam_jax.training.run import open_run
+from wam_jax.training.run import is_run, open_run
 from wam_jax.training.source import start_from
 from wam_jax.training.state import TrainState
 from wam_jax.training.trainer import Trainer
@@ -95,7 +95,7 @@ def mesh():
     return make_mesh({}, jax.devices()[:1])
 
 
-def same(got, wanted, **tolerance):
+def assert_same(got, wanted, **tolerance):
     assert paths(got).keys() == paths(wanted).keys()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, wanted)
 
@@ -104,22 +104,22 @@ def test_a_run_is_read_back_and_only_what_acts(plain, mesh):
     trained = load_trained(plain[0], mesh)
     assert trained.step == 7
     assert trained.image_size == 16
-    same(trained.params.model, plain[1], rtol=0)
+    assert_same(trained.params.model, plain[1], rtol=0)
 
 
 def test_lora_is_merged_when_a_run_is_read_back(adapted, mesh):
-    same(load_trained(adapted[0], mesh).params.model, merge(adapted[1], 2.0), rtol=1e-6, atol=1e-7)
+    assert_same(load_trained(adapted[0], mesh).params.model, merge(adapted[1], 2.0), rtol=1e-6, atol=1e-7)
 
 
 def test_an_export_reads_back_as_the_run(plain, mesh, tmp_path):
     export_safetensors(open_run(plain[0]), tmp_path / "export")
     exported, run = load_trained(tmp_path / "export", mesh), load_trained(plain[0], mesh)
-    same(exported.params.model, run.params.model, rtol=0)
-    same(exported.params.tokenizer.params, run.params.tokenizer.params, rtol=0)
+    assert_same(exported.params.model, run.params.model, rtol=0)
+    assert_same(exported.params.tokenizer.params, run.params.tokenizer.params, rtol=0)
     assert exported.step == 7
     np.testing.assert_array_equal(exported.policy.codec.affine.scale, run.policy.codec.affine.scale)
     export_run(open_run(tmp_path / "export"), tmp_path / "again")
-    same(load_trained(tmp_path / "again", mesh).params.model, run.params.model, rtol=0)
+    assert_same(load_trained(tmp_path / "again", mesh).params.model, run.params.model, rtol=0)
     card = (tmp_path / "export" / "README.md").read_text()
     assert "# fast_wam (debug)" in card
     assert "actions | 4 a chunk, of 4 numbers" in card
@@ -129,7 +129,7 @@ def test_an_export_reads_back_as_the_run(plain, mesh, tmp_path):
 def test_an_export_in_bfloat16_is_the_run_rounded(plain, mesh, tmp_path):
     export_safetensors(open_run(plain[0]), tmp_path / "export", "bfloat16")
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), plain[1])
-    same(load_trained(tmp_path / "export", mesh).params.model, rounded, rtol=0)
+    assert_same(load_trained(tmp_path / "export", mesh).params.model, rounded, rtol=0)
 
 
 def test_a_second_export_into_the_same_folder_is_refused(plain, tmp_path):
@@ -237,3 +237,12 @@ def test_a_folder_that_is_no_run_is_told_how_to_make_one(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="is not an export of this project"):
         open_run(tmp_path)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_no_run(tmp_path, adapted):
+    """Else a finetuning that is begun again would take itself for its start."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save_base({"w": jnp.zeros(2)})
+    checkpoints.close()
+    assert not is_run(tmp_path)
+    assert is_run(adapted[0])

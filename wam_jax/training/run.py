@@ -77,8 +77,8 @@ class Run(abc.ABC):
 
 
 def is_run(directory: Path) -> bool:
-    """Whether a folder is a run or an export."""
-    return (directory / "checkpoints").is_dir() or "identity" in _exported_meta(directory)
+    """Whether a folder is a run with a complete checkpoint, or an export."""
+    return _has_checkpoint(directory) or "identity" in _exported_meta(directory)
 
 
 def open_run(directory: Path) -> Run:
@@ -87,7 +87,7 @@ def open_run(directory: Path) -> Run:
     Raises:
       CheckpointError: if the folder is neither.
     """
-    if (directory / "checkpoints").is_dir():
+    if _has_checkpoint(directory):
         return CheckpointRun(directory)
     if (directory / CONFIG).is_file():
         return ExportedRun(directory)
@@ -164,6 +164,12 @@ class ExportedRun(Run):
 
     def load(self, like: Params) -> Params:
         return mapping.load(export_names(like), like, self._model, unused=(".*",))
+
+
+def _has_checkpoint(directory: Path) -> bool:
+    """A folder alone says nothing: a run that was killed early has one, too. Steps get their number when complete."""
+    folder = directory / "checkpoints"
+    return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
 
 
 def _exported_meta(directory: Path) -> dict[str, Any]:
