@@ -33,7 +33,7 @@ class Job:
       trainer: what is trained, and how.
       batch_size: windows in a step.
       identity: what must be the same for a run to be resumed.
-      tokenizer: what the loss needs beside the parameters; saved with them.
+      tokenizer: what the loss needs beside the parameters; saved with them, unless it is found by its name.
       latents: of all frames, where they were encoded ahead.
       windows: other windows than the data's.
       source: where parameters come from; None: from their random start.
@@ -66,7 +66,7 @@ def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainS
     check_parts(job.batch_size, trainer.accumulate, trainer.mesh)
     step = _compile(config, data, job)
     state, rest = _start(directory, job)
-    frozen = (rest, job.tokenizer) if rest else job.tokenizer
+    frozen = trainer.frozen_argument(rest, job.tokenizer)
     loop = LoopConfig(
         steps=numbers.steps,
         save_every=config.train.save_every,
@@ -122,9 +122,7 @@ def _compile(config: ConfigDict, data: Data, job: Job) -> Any:
     )
     everywhere = replicated(trainer.mesh)
     tokenizer = jax.tree.map(lambda x: placed(x, everywhere), job.tokenizer)
-    rest = trainer.abstract_frozen_part()
-    frozen = (rest, tokenizer) if rest else tokenizer
-    return check_memory(trainer, frozen, batch, job.remedies, config.train.check_memory)
+    return check_memory(trainer, tokenizer, batch, job.remedies, config.train.check_memory)
 
 
 def _start(directory: Path, job: Job) -> tuple[TrainState, Params]:

@@ -27,13 +27,13 @@ class Remedy:
 
 
 def check_memory(
-    trainer: Trainer, frozen: Any, batch: Any, remedies: Callable[[], list[Remedy]], enforce: bool = True
+    trainer: Trainer, further: Any, batch: Any, remedies: Callable[[], list[Remedy]], enforce: bool = True
 ) -> Any:
     """Compiles the step, prints what one device will hold, and returns the compiled step.
 
     Args:
       trainer: what is trained.
-      frozen: what the step needs beside the state, as ``jax.ShapeDtypeStruct`` with shardings.
+      further: what the loss needs beside parameters, as ``jax.ShapeDtypeStruct`` with shardings.
       batch: one batch, likewise.
       remedies: changes to try where it does not fit; each is compiled, which takes a while.
       enforce: raise where it does not fit.
@@ -43,11 +43,11 @@ def check_memory(
     """
     device = trainer.mesh.devices.flat[0]
     chip = Chip(name=device.device_kind, hbm=_available(device, trainer.mesh.size))
-    plan = plan_step(trainer.step, trainer.abstract_state(), frozen, batch, chip, trainer.mesh.size)
+    plan = _plan(trainer, further, batch, chip)
     _print(plan)
     if plan.fits or not enforce:
         return plan.compiled
-    raise DoesNotFit(f"{plan.verdict}; what would help:\n{_advice(plan, frozen, batch, remedies())}")
+    raise DoesNotFit(f"{plan.verdict}; what would help:\n{_advice(plan, further, batch, remedies())}")
 
 
 def state_remedies(trainer: Trainer, batch_size: int) -> list[Remedy]:
@@ -70,13 +70,15 @@ def state_remedies(trainer: Trainer, batch_size: int) -> list[Remedy]:
     return found
 
 
-def _advice(plan: Plan, frozen: Any, batch: Any, remedies: list[Remedy]) -> str:
+def _plan(trainer: Trainer, further: Any, batch: Any, chip: Chip) -> Plan:
+    frozen = trainer.frozen_argument(trainer.abstract_frozen_part(), further)
+    return plan_step(trainer.step, trainer.abstract_state(), frozen, batch, chip, trainer.mesh.size)
+
+
+def _advice(plan: Plan, further: Any, batch: Any, remedies: list[Remedy]) -> str:
     lines = []
     for remedy in console.progress(remedies, "looking for memory", len(remedies)):
-        other = remedy.trainer
-        abstract = other.abstract_frozen_part(), (frozen[1] if isinstance(frozen, tuple) else frozen)
-        theirs = abstract if abstract[0] else abstract[1]
-        tried = plan_step(other.step, other.abstract_state(), theirs, batch, plan.chip, plan.chips)
+        tried = _plan(remedy.trainer, further, batch, plan.chip)
         saved = plan.needed - tried.needed
         if saved > 0:
             fits = "; it then fits" if tried.fits else ""

@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from launch.config import ConfigError, to_plain
@@ -16,7 +18,8 @@ from wam_jax.asset_table import ASSETS
 from wam_jax.nn.lora import FACTORS
 from wam_jax.nn.module import Definition
 from wam_jax.training.losses import wam_loss
-from wam_jax.training.partition import matching, paths
+from wam_jax.training.optimizer import OptimizerConfig
+from wam_jax.training.partition import everything, matching, paths
 from wam_jax.training.restore import define_model
 from wam_jax.training.run import Run, is_run, open_run
 from wam_jax.training.source import ParamSource, fresh_paths
@@ -113,6 +116,20 @@ def trained_patterns(config: ConfigDict, definition: Definition, source: ParamSo
             raise ConfigError(f"config.train.trainable {pattern!r} matches no parameter; one is {near[0]!r}")
     fresh = [path for path in fresh_paths(definition, source.shapes()) if not matching(asked)(path)]
     return asked + [re.escape(path) for path in fresh]
+
+
+def model_trainer(config: ConfigDict, definition: Definition, mesh: Mesh, trained: Sequence[str]) -> Trainer:
+    """The training of a model that ``config.train`` describes; ``trained``: patterns, all parameters without any."""
+    return Trainer(
+        definition=definition,
+        loss=wam_loss(definition),
+        config=OptimizerConfig(**config.train.optimizer),
+        mesh=mesh,
+        seed=config.seed,
+        trained=matching(trained) if trained else everything,
+        accumulate=config.train.accumulate,
+        frozen_dtype=config.train.frozen_dtype,
+    )
 
 
 def model_remedies(

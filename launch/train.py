@@ -39,9 +39,8 @@ from wam_jax.policy import Policy, PolicyParams
 from wam_jax.sharding import replicated
 from wam_jax.tokenizers.visual import FrozenTokenizer, Tokenizer, TokenizerConfig, define_tokenizer, latent_statistics
 from wam_jax.tokenizers.wan_tokenizer import load_wan_tokenizer
-from wam_jax.training.losses import tokenizer_loss, wam_loss
+from wam_jax.training.losses import tokenizer_loss
 from wam_jax.training.optimizer import OptimizerConfig
-from wam_jax.training.partition import everything, matching
 from wam_jax.training.restore import define_model, load_trained
 from wam_jax.training.run import Run, is_run, open_run
 from wam_jax.training.state import TrainState, count_params
@@ -177,16 +176,7 @@ def train_model(
     else:
         trained = trained_patterns(config, definition, source)
     identity["trainable"] = trained
-    trainer = Trainer(
-        definition=definition,
-        loss=wam_loss(definition),
-        config=OptimizerConfig(**config.train.optimizer),
-        mesh=mesh,
-        seed=config.seed,
-        trained=matching(trained) if trained else everything,
-        accumulate=config.train.accumulate,
-        frozen_dtype=config.train.frozen_dtype,
-    )
+    trainer = model_trainer(config, definition, mesh, trained)
     job = Job(
         name="world action model",
         trainer=trainer,

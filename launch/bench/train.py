@@ -34,6 +34,7 @@ from ml_collections import ConfigDict
 from launch import devices
 from launch.config import ConfigError, load_config
 from launch.plan import parse_fields
+from launch.start import model_trainer
 from launch.zoo import changed, sized
 from wam_jax import console
 from wam_jax.compiled import memory
@@ -41,9 +42,7 @@ from wam_jax.flops import count_flops
 from wam_jax.nn.lora import FACTORS, Lora, with_lora
 from wam_jax.nn.module import define
 from wam_jax.sharding import batch_sharding, use_mesh
-from wam_jax.training.losses import wam_loss
-from wam_jax.training.optimizer import OptimizerConfig
-from wam_jax.training.partition import everything, matching, union
+from wam_jax.training.partition import union
 from wam_jax.training.state import count_params
 from wam_jax.training.trainer import Trainer
 from wam_jax.wam.fake import abstract_batch, random_batch
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         f"{args.spec} {args.size}: {total:.1f}M parameters, {trained:.1f}M trained, {flops / 1e12:.3f} TFLOP a step"
     )
     rest = trainer.init_params(lambda path: not trainer.trained(path))
-    state, frozen = trainer.init_state(), (rest, None) if rest else None
+    state, frozen = trainer.init_state(), trainer.frozen_argument(rest, None)
 
     def loss(params: Any, frozen: Any, batch: Any) -> jax.Array:
         with use_mesh(mesh):
@@ -124,16 +123,7 @@ def _trainer(config: ConfigDict, spec: Spec, interface: Interface, mesh: Mesh) -
     definition = define(lambda rngs: WorldActionModel(spec, interface, rngs))
     definition = with_lora(definition, lora) if lora else definition
     patterns = [*config.train.trainable, *([FACTORS] if lora else [])]
-    return Trainer(
-        definition=definition,
-        loss=wam_loss(definition),
-        config=OptimizerConfig(**config.train.optimizer),
-        mesh=mesh,
-        seed=config.seed,
-        trained=matching(patterns) if patterns else everything,
-        accumulate=config.train.accumulate,
-        frozen_dtype=config.train.frozen_dtype,
-    )
+    return model_trainer(config, definition, mesh, patterns)
 
 
 def _model_flops(config: ConfigDict, spec: Spec, interface: Interface, batch: int, mesh: Mesh) -> float:

@@ -1,4 +1,4 @@
-"""Where a training starts from: a run of ours, or a folder that ``wam export`` wrote."""
+"""Where a training starts from: a run or an export (``run.Run``), or a Wan transformer (``weights.wan``)."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -112,6 +112,10 @@ class Trainer:
         rest, further = frozen
         return self.loss(union(jax.lax.stop_gradient(rest), trained), further, batch, key)
 
+    def frozen_argument(self, rest: Params, further: Any) -> Any:
+        """What the step takes as ``frozen``: the parameters that are not trained, if any, and what the loss takes."""
+        return (rest, further) if self._partial else further
+
     def acting(self, state: TrainState, rest: Params) -> Params:
         """All parameters, as they act: the state's and those that are not trained."""
         return union(rest, state.acting)
