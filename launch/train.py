@@ -25,6 +25,7 @@ from launch.start import (
     check_start,
     described_model,
     model_remedies,
+    model_trainer,
     open_source,
     trained_patterns,
     with_normalisation_of,
