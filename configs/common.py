@@ -13,11 +13,13 @@ def get_config() -> ConfigDict:
     # What to start from: a run or an export (its tokenizer and, if it fits, its normalisation stay), or a Wan video
     # model's transformer: the name of an asset, a folder or a file of safetensors.
     config.init = ""
+    config.until = "model"  # the last stage that is trained: tokenizer | latent_action | model
 
     # Demonstrations made by the simulator's experts; a config over recorded data leaves tasks empty.
     config.demos = ConfigDict()
     config.demos.tasks = ()
     config.demos.episodes = ()  # training episodes of each task
+    config.demos.directory = ""  # where they are written, for several runs to share; empty: data/ of the work folder
     config.demos.validation_episodes = 64  # of each task
     config.demos.wander_steps = 10  # the arm goes some way to a random place before an episode begins
     config.demos.hold_steps = 8  # an episode ends so many steps after its instruction holds for good
@@ -29,6 +31,7 @@ def get_config() -> ConfigDict:
     config.data.weights = ()  # how often each dataset is drawn; empty: all windows alike
     config.data.embodiments = ()  # number of each dataset's robot; empty: all 0
     config.data.split = "train"
+    config.data.unlabelled = ""  # a split whose actions are not looked at: action-free video beside ``split``
     config.data.validation_split = "val"
     config.data.cameras = ("front", "wrist")
     config.data.depth_cameras = ()  # cameras that show depth, such as ("front_depth", "wrist_depth"): a stream "depth"
@@ -53,8 +56,34 @@ def get_config() -> ConfigDict:
     config.tokenizer.sizes = ConfigDict(
         {"patch_size": 8, "channels": 8, "width": 128, "ffn_ratio": 2, "encoder_layers": 1, "decoder_layers": 2}
     )
-    config.tokenizer.batch_size = 32  # windows; each gives one frame of every camera
+    config.tokenizer.frames = 1  # of the clips it learns on
+    config.tokenizer.batch_size = 32  # windows; each gives one clip of every camera
     config.tokenizer.optimizer = ConfigDict({"steps": 400, "learning_rate": 2e-3, "warmup": 50, "ema": 0.99})
+    config.tokenizer.loss = ConfigDict(  # weights; what has weight 0 is not there (objectives/reconstruction.py)
+        {
+            "l1": 1.0,
+            "l2": 2.0,
+            "perceptual": 0.0,
+            "adversarial": 0.0,
+            "adversarial_start": 0,
+            "alignment": 0.0,
+            "alignment_kind": "pooled_l2",  # pooled_l2 | va_vae
+            "alignment_share": 1.0,
+            "projector": "linear",  # linear | mlp | conv
+        }
+    )
+    config.tokenizer.lpips = "alex"  # alex | vgg
+    config.tokenizer.teacher = "efficientnet_lite2"  # or dinov2_base, perception_l14_448, ...: `wam assets`
+    config.tokenizer.teacher_size = ()  # pixels (rows, columns) of what the teacher sees; empty: as it was trained
+
+    # Latent actions, for systems that have a stream of them.
+    config.latent_action = ConfigDict()
+    config.latent_action.init = ""  # a run whose latent actions are taken
+    config.latent_action.sizes = ConfigDict(
+        {"kind": "transport", "size": 4, "hidden": 256, "layers": 4, "codebook": 64, "beta": 1e-3}
+    )
+    config.latent_action.batch_size = 64
+    config.latent_action.optimizer = ConfigDict({"steps": 1000, "learning_rate": 1e-3, "warmup": 50, "ema": 0.99})
 
     # A system of the zoo at one of its sizes; options are its own, or fields of Size and Spec.
     config.model = ConfigDict({"name": "fast_wam", "size": "debug"})

@@ -17,14 +17,14 @@ from wam_jax.types import Batch, StreamData, Text
 
 _MAX_DROPPED = 0.5  # beyond this share of unreadable windows the dataset is not what it seems
 
-Sample = tuple[int, Shaped[np.ndarray, "T V ..."]]
+Sample = tuple[int, Shaped[np.ndarray, "T V ..."]]  # a window's number; its images, or its frames' latents
 
 
 class LatentSource(Protocol):
     """Frames that were tokenised ahead of training (`latents.LatentCache`)."""
 
     def read(self, episode: int, steps: Sequence[int]) -> Float[np.ndarray, "T V h w C"]:
-        """Latents of all `WindowSpec.image_columns`; DecodeError where a frame could not be read."""
+        """Latents of a window's frames in all `WindowSpec.image_columns`; DecodeError where one could not be read."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,6 +68,7 @@ class BatchAssembler:
         text_table: TextTable,
         latents: Sequence[LatentSource] | None = None,
         embodiments: Sequence[int] | None = None,
+        labelled: Sequence[bool] | None = None,
     ):
         """Checks all that can be checked before training; see `loader.make_loader` for arguments and errors."""
         if not stores:
@@ -93,6 +94,7 @@ class BatchAssembler:
         first_episode = np.cumsum([0, *(len(rows) for rows in text_rows)])[self.table.store]
         self._text_row = np.concatenate(text_rows)[first_episode + self.table.episode]
         self._embodiment = np.array(embodiments, np.int32)[self.table.store]
+        self._labelled = np.array([True] * len(stores) if labelled is None else labelled)[self.table.store]
         self._check_frame_shapes()
 
     def sample(self, window: int) -> Sample | None:
@@ -119,6 +121,7 @@ class BatchAssembler:
         spec, first, last = self._spec, self.table.row[windows], self.table.last_row[windows]
         frame_rows, frame_mask = take(first, last, spec.frame_offsets)
         action_rows, action_mask = take(first, last, np.arange(spec.action_horizon))
+        acts = action_mask & self._labelled[windows][:, None]
         # Past the end the robot holds still: displacements stay, everything else keeps its last value.
         raw = np.where(action_mask[..., None] | ~self._codec.cumulative, self._actions[action_rows], 0.0)
         actions = self._codec.encode(raw).astype(np.float32)
@@ -131,7 +134,7 @@ class BatchAssembler:
             "latents": None if self._latents is None else rgb,
             "image_mask": np.repeat(frame_mask[..., None], len(spec.cameras), -1),
             "actions": actions,
-            "action_mask": np.repeat(action_mask[..., None], actions.shape[-1], -1),
+            "action_mask": np.repeat(acts[..., None], actions.shape[-1], -1),
             "proprio": proprio,
             "proprio_mask": np.repeat(frame_mask[..., None], proprio.shape[-1], -1),
             "embodiment": self._embodiment[windows],
@@ -155,10 +158,12 @@ class BatchAssembler:
         table = self.table
         number, episode, step = int(table.store[window]), int(table.episode[window]), int(table.step[window])
         last = step + int(table.last_row[window] - table.row[window])
-        steps = [min(step + offset, last) for offset in self._spec.frame_offsets]
+        spec = self._spec
+        offsets = spec.image_offsets if self._latents is None else spec.frame_offsets
+        steps = [min(step + offset, last) for offset in offsets]
         if self._latents is not None:
             return self._latents[number].read(episode, steps)
-        return read_cameras(self.stores[number], episode, steps, self._spec.image_columns, self._spec.image_size)
+        return read_cameras(self.stores[number], episode, steps, spec.image_columns, spec.image_size)
 
     def _check_frame_shapes(self) -> None:
         """Reads one window a store, so that frames that cannot be stacked or split are an error before training."""

@@ -22,6 +22,9 @@ from wam_jax import console
 
 Encode = Callable[[UInt8[np.ndarray, "B H W 3"]], Float[Array, "B h w C"]]
 
+Rows = tuple[int, int]  # first and last + 1 step, counted over all episodes
+Block = tuple[Float[np.ndarray, "N V h w C"], list[int]]  # latents of the next rows; those rows that are unreadable
+
 _ARRAY, _PARTIAL, _HEADER, _PROGRESS = "latents.npy", "latents.partial.npy", "latents.json", "progress.json"
 _SAVE_INTERVAL_S = 10.0
 
@@ -95,39 +98,36 @@ class LatentCache:
         """
         check_cameras(store, cameras)
         directory = pathlib.Path(directory)
-        identity = _Identity(key, store.fingerprint, tuple(cameras), image_size)
-        if not (directory / _HEADER).exists():
-            directory.mkdir(parents=True, exist_ok=True)
-            _encode_all(store, identity, encode, directory, max(1, batch_size // len(cameras)), num_threads)
-        return cls.open(store, cameras, directory, key, image_size=image_size)
+        identity = Identity(key, store.fingerprint, tuple(cameras), image_size)
+        total, steps = int(store.episode_starts[-1]), max(1, batch_size // len(cameras))
+        blocks = [(start, min(start + steps, total)) for start in range(0, total, steps)]
+
+        def encoded(blocks: Sequence[Rows]) -> Iterator[Block]:
+            for pixels, unreadable in read_ahead(store, identity, blocks, num_threads):
+                yield _encode_block(encode, pixels, steps), unreadable
+
+        write_latents(directory, store, identity, blocks, encoded)
+        return cls.open(store, identity, directory)
 
     @classmethod
-    def open(
-        cls,
-        store: EpisodeStore,
-        cameras: Sequence[str],
-        directory: str | os.PathLike[str],
-        key: str,
-        *,
-        image_size: tuple[int, int] | None = None,
-    ) -> "LatentCache":
+    def open(cls, store: EpisodeStore, identity: "Identity", directory: pathlib.Path) -> "LatentCache":
         """Opens a complete cache; LatentCacheError where it is absent or was made from something else."""
-        directory = pathlib.Path(directory)
         if not (directory / _HEADER).exists():
             raise LatentCacheError(f"{directory} has no complete latents of {store.name}; build them first")
         header = json.loads((directory / _HEADER).read_text())
-        _Identity(key, store.fingerprint, tuple(cameras), image_size).check(header, directory)
+        identity.check(header, directory)
         return cls(directory, store.episode_starts, header["unreadable"])
 
 
 @dataclasses.dataclass(frozen=True)
-class _Identity:
-    """What latents depend on."""
+class Identity:
+    """What latents depend on: tokenizer, dataset, cameras, and of clips the control steps between their frames."""
 
     key: str
     fingerprint: str
     cameras: tuple[str, ...]
     image_size: tuple[int, int] | None
+    spacing: int | None = None
 
     def check(self, header: dict[str, Any], directory: pathlib.Path) -> None:
         for name, wanted in json.loads(json.dumps(dataclasses.asdict(self))).items():
@@ -138,23 +138,29 @@ class _Identity:
                 )
 
 
-def _encode_all(
-    store: EpisodeStore,
-    identity: _Identity,
-    encode: Encode,
+def write_latents(
     directory: pathlib.Path,
-    block: int,
-    num_threads: int,
+    store: EpisodeStore,
+    identity: Identity,
+    blocks: Sequence[Rows],
+    encode: Callable[[Sequence[Rows]], Iterator[Block]],
 ) -> None:
-    """Encodes ``block`` steps at a time into the partial array; the header, written last, says it is complete."""
+    """Fills a folder with latents of every step, unless it is complete; goes on where an earlier call was stopped.
+
+    ``blocks`` cover all rows in order; ``encode`` gives those it is asked for. The header, written last, says that the
+    latents are complete.
+    """
+    if (directory / _HEADER).exists():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
     total = int(store.episode_starts[-1])
     partial = _PartialArray.resume(identity, directory, total)
-    blocks = [(start, min(start + block, total)) for start in range(partial.done, total, block)]
-    description, first = f"encode {store.name}", partial.done // block
+    todo = [rows for rows in blocks if rows[0] >= partial.done]
+    begun = len(blocks) - len(todo)
     try:
-        frames = _read_ahead(store, identity, blocks, num_threads)
-        for pixels, unreadable in console.progress(frames, description, total=first + len(blocks), start=first):
-            partial.append(_encode_block(encode, pixels, block), unreadable)
+        results = console.progress(encode(todo), f"encode {store.name}", total=len(blocks), start=begun)
+        for latents, unreadable in results:
+            partial.append(_as_float16(latents), unreadable)
     finally:  # an interrupted run keeps what it has done
         partial.save()
     partial.finish()
@@ -166,7 +172,7 @@ def _encode_all(
 class _PartialArray:
     """Latents of the first ``done`` of ``total`` steps, on disk, with what is needed to go on after a kill."""
 
-    identity: _Identity
+    identity: Identity
     directory: pathlib.Path
     total: int
     done: int = 0
@@ -175,7 +181,7 @@ class _PartialArray:
     _saved: float = dataclasses.field(default_factory=time.monotonic)
 
     @classmethod
-    def resume(cls, identity: _Identity, directory: pathlib.Path, total: int) -> "_PartialArray":
+    def resume(cls, identity: Identity, directory: pathlib.Path, total: int) -> "_PartialArray":
         if not ((directory / _PROGRESS).exists() and (directory / _PARTIAL).exists()):
             return cls(identity, directory, total)
         progress = json.loads((directory / _PROGRESS).read_text())
@@ -210,14 +216,14 @@ class _PartialArray:
         return {**dataclasses.asdict(self.identity), "unreadable": self.unreadable}
 
 
-def _read_ahead(
-    store: EpisodeStore, identity: _Identity, blocks: Sequence[tuple[int, int]], num_threads: int
+def read_ahead(
+    store: EpisodeStore, identity: Identity, blocks: Sequence[Rows], num_threads: int
 ) -> Iterator[tuple[UInt8[np.ndarray, "N V H W 3"], list[int]]]:
     """Decodes blocks of steps in threads, a few blocks ahead; yields frames and the rows that are unreadable."""
 
     blank = _blank(store, identity)
 
-    def read(rows: tuple[int, int]) -> tuple[UInt8[np.ndarray, "N V H W 3"], list[int]]:
+    def read(rows: Rows) -> tuple[UInt8[np.ndarray, "N V H W 3"], list[int]]:
         frames = [_read_step(store, identity, row) for row in range(*rows)]
         unreadable = [row for row, frame in zip(range(*rows), frames, strict=True) if frame is None]
         return np.stack([blank if frame is None else frame for frame in frames]), unreadable
@@ -232,7 +238,7 @@ def _read_ahead(
             yield pending.popleft().result()
 
 
-def _blank(store: EpisodeStore, identity: _Identity) -> UInt8[np.ndarray, "V H W 3"]:
+def _blank(store: EpisodeStore, identity: Identity) -> UInt8[np.ndarray, "V H W 3"]:
     """Black frames of the store's size, to stand for those that cannot be read."""
     steps = (_read_step(store, identity, row) for row in range(int(store.episode_starts[-1])))
     readable = next((frame for frame in steps if frame is not None), None)
@@ -241,7 +247,7 @@ def _blank(store: EpisodeStore, identity: _Identity) -> UInt8[np.ndarray, "V H W
     return np.zeros_like(readable)
 
 
-def _read_step(store: EpisodeStore, identity: _Identity, row: int) -> UInt8[np.ndarray, "V H W 3"] | None:
+def _read_step(store: EpisodeStore, identity: Identity, row: int) -> UInt8[np.ndarray, "V H W 3"] | None:
     episode = int(np.searchsorted(store.episode_starts, row, side="right")) - 1
     step = row - int(store.episode_starts[episode])
     try:
@@ -255,8 +261,12 @@ def _encode_block(encode: Encode, pixels: UInt8[np.ndarray, "N V H W 3"], block:
     steps, cameras = pixels.shape[:2]
     padded = np.concatenate([pixels, np.repeat(pixels[-1:], block - steps, 0)])
     encoded = np.asarray(encode(padded.reshape(-1, *pixels.shape[2:])))
+    return encoded.reshape(block, cameras, *encoded.shape[1:])[:steps]
+
+
+def _as_float16(encoded: Float[np.ndarray, "N V h w C"]) -> Float[np.ndarray, "N V h w C"]:
     with np.errstate(over="ignore"):
-        latents = encoded.reshape(block, cameras, *encoded.shape[1:])[:steps].astype(np.float16)
+        latents = encoded.astype(np.float16)
     if not np.isfinite(latents).all():
         raise LatentCacheError(f"latents up to {np.abs(encoded).max():.3g} do not fit float16; normalise them first")
     return latents

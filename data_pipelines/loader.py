@@ -59,6 +59,7 @@ def make_loader(
     num_threads: int = 2,
     latents: Sequence[LatentSource] | None = None,
     embodiments: Sequence[int] | None = None,
+    labelled: Sequence[bool] | None = None,
 ) -> Loader:
     """Builds the training input of this host.
 
@@ -77,13 +78,14 @@ def make_loader(
       latents: pre-encoded frames of the spec's ``image_columns``, one cache a store; batches then hold ``latents``
         instead of ``images``, and depth as latents too.
       embodiments: the embodiment number of each store; None counts them.
+      labelled: whether each store's actions may be looked at; None: all. Others are action-free video.
 
     Raises:
       CameraError: a store lacks a camera or a depth camera.
       KeyError: a store lacks a column, or an instruction has no text features.
       ValueError: sizes, weights or shards do not fit together.
     """
-    assembler = BatchAssembler(stores, spec, codec, proprio_affine, text_table, latents, embodiments)
+    assembler = BatchAssembler(stores, spec, codec, proprio_affine, text_table, latents, embodiments, labelled)
     groups = [np.flatnonzero(assembler.table.store == number) for number in range(len(stores))]
     order = window_order(groups, weights, seed, shard_index, shard_count)
     return Loader(assembler, order, batch_size, num_threads)

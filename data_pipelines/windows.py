@@ -16,6 +16,7 @@ class WindowSpec:
 
     Attributes:
       frame_offsets: steps from the window's start to each frame; the first is 0 (now), the rest the future.
+      tubelet: images of each future frame, evenly spread over the steps that lead to it; a tokenizer merges them.
       action_horizon: actions in a chunk, ``K``, from the window's start on.
       cameras: ``V`` cameras, in the order the model sees them.
       depth_cameras: image columns that hold depth as grey; where there are any, batches have the stream ``depth``.
@@ -30,6 +31,7 @@ class WindowSpec:
     depth_cameras: tuple[str, ...] = ()
     value_discount: float = 0.0
     frame_offsets: tuple[int, ...] = (0, 8)
+    tubelet: int = 1
     action_horizon: int = 12
     image_size: tuple[int, int] | None = None
     starts: int | None = None
@@ -40,12 +42,24 @@ class WindowSpec:
         offsets = self.frame_offsets
         if not offsets or offsets[0] != 0 or any(a >= b for a, b in itertools.pairwise(offsets)):
             raise ValueError(f"frame_offsets must start at 0 and increase; got {offsets}")
+        for before, after in itertools.pairwise(offsets):
+            if self.tubelet < 1 or (after - before) % self.tubelet:
+                raise ValueError(
+                    f"frames at steps {before} and {after} do not have tubelet={self.tubelet} images at even distances "
+                    "between them; change data.frame_steps"
+                )
         if self.action_horizon < 1:
             raise ValueError(f"action_horizon must be at least 1; got {self.action_horizon}")
         if self.starts is not None and self.starts < 1:
             raise ValueError(f"starts must be at least 1, or None for every step; got {self.starts}")
         if not 0 <= self.value_discount <= 1:
             raise ValueError(f"value_discount must be 0 (no value stream) to 1; got {self.value_discount}")
+
+    @property
+    def image_offsets(self) -> tuple[int, ...]:
+        """Steps from the window's start to each image: of its first frame, then ``tubelet`` for each frame after."""
+        pairs = itertools.pairwise(self.frame_offsets)
+        return (0, *(a + (b - a) * (i + 1) // self.tubelet for a, b in pairs for i in range(self.tubelet)))
 
     @property
     def image_columns(self) -> tuple[str, ...]:

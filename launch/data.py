@@ -1,14 +1,18 @@
 """From a config to datasets, normalisation and text features: what training and validation read."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import grain
+import jax
 import numpy as np
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from data_pipelines.batches import TextTable
+from data_pipelines.batches import LatentSource, TextTable
+from data_pipelines.clip_latents import ClipLatents
 from data_pipelines.episodes import EpisodeStore
 from data_pipelines.latents import LatentCache
 from data_pipelines.loader import fixed_windows, make_loader
@@ -19,12 +23,16 @@ from data_pipelines.windows import WindowSpec
 from launch.config import ConfigError
 from wam_jax import console
 from wam_jax.encoders.registry import text_encoder
+from wam_jax.tokenizers.tokenizer import Tokenizer
 from wam_jax.types import Batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Everything that is read in training; ``embodiments`` has one number a dataset."""
+    """Everything that is read in training; ``embodiments`` has one number a training store.
+
+    The last ``unlabelled`` of the training stores are action-free video.
+    """
 
     train: tuple[EpisodeStore, ...]
     validation: tuple[EpisodeStore, ...]
@@ -35,9 +43,10 @@ class Data:
     proprio: Affine
     text: TextTable
     config: ConfigDict
+    unlabelled: int = 0
 
     def batches(
-        self, batch_size: int, seed: int, latents: list[LatentCache] | None, windows: WindowSpec | None = None
+        self, batch_size: int, seed: int, latents: list[LatentSource] | None, windows: WindowSpec | None = None
     ) -> grain.DatasetIterator[Batch]:
         """Endless shuffled training batches."""
         loader = make_loader(
@@ -52,6 +61,7 @@ class Data:
             num_threads=self.config.threads,
             latents=latents,
             embodiments=self.embodiments,
+            labelled=[number < len(self.train) - self.unlabelled for number in range(len(self.train))],
         )
         return iter(loader)
 
@@ -82,6 +92,7 @@ def open_data(config: ConfigDict) -> Data:
         given = f"{len(embodiments)} embodiments and {len(config.datasets)} datasets"
         raise ConfigError(f"config.data has {given}; give one each, or none")
     train = tuple(open_split(path, config.split) for path in config.datasets)
+    unlabelled = tuple(open_split(path, config.unlabelled) for path in config.datasets if config.unlabelled)
     validation = tuple(open_split(path, config.validation_split) for path in config.datasets)
     windows = WindowSpec(
         cameras=tuple(config.cameras),
@@ -97,17 +108,19 @@ def open_data(config: ConfigDict) -> Data:
     statistics = compute_statistics(
         train, dataclasses.replace(windows, action_horizon=block), np.array(config.cumulative, bool)
     )
-    instructions = sorted({s.instruction(e) for s in (*train, *validation) for e in range(s.num_episodes)})
+    every = (*train, *unlabelled, *validation)
+    instructions = sorted({s.instruction(e) for s in every for e in range(s.num_episodes)})
     data = Data(
-        train,
+        (*train, *unlabelled),
         validation,
-        embodiments,
+        (*embodiments, *embodiments[: len(unlabelled)]),
         windows,
         statistics,
         statistics.action_codec(config.normalization, tuple(config.unnormalized), config.action_block or None),
         statistics.proprio_affine(config.normalization),
         encode_text(instructions, config.text_encoder, config.text_tokens),
         config,
+        len(unlabelled),
     )
     _describe(data)
     return data
@@ -124,7 +137,9 @@ def encode_text(instructions: list[str], encoder: str, tokens: int) -> TextTable
 
 
 def _describe(data: Data) -> None:
-    for store, held_out in zip(data.train, data.validation, strict=True):
+    for store in data.train[len(data.validation) :]:
+        console.log(f"{store.name}: {store.num_episodes} episodes more, whose actions are not looked at")
+    for store, held_out in zip(data.train, data.validation, strict=False):
         steps = int(store.episode_starts[-1])
         console.log(
             f"{store.name}: {store.num_episodes} episodes, {steps} steps, {held_out.num_episodes} held out; "
@@ -155,12 +170,40 @@ def interface_sizes(data: Data, latent_shape: tuple[int, int, int]) -> dict[str,
     }
 
 
-def build_latents(data: Data, encode: Any, key: str, directory: Path) -> list[LatentCache]:
-    """Every training frame, depth included, encoded once; opened if that was done before."""
-    return [
-        LatentCache.build(
-            store, data.windows.image_columns, encode, directory / f"{number}_{store.name}", key, batch_size=512,
-            image_size=data.windows.image_size, num_threads=data.config.threads,
+def build_latents(data: Data, tokenizer: Tokenizer, key: str, directory: Path) -> list[LatentSource]:
+    """Every training frame, depth included, encoded once; opened if that was done before.
+
+    Raises:
+      ConfigError: the tokenizer merges images in time, and frames are not evenly spaced.
+    """
+    windows = data.windows
+    caches: list[LatentSource] = []
+    spacing = set(np.diff(windows.frame_offsets).tolist())
+    if tokenizer.config.temporal and len(spacing) != 1:
+        raise ConfigError(
+            f"frames at steps {windows.frame_offsets} are not evenly spaced, as tokens of clips must be to be "
+            "computed ahead; change data.frame_steps, or set data.precompute_latents=False"
         )
-        for number, store in enumerate(data.train)
-    ]  # fmt: skip
+    for number, store in enumerate(data.train):
+        where, columns = directory / f"{number}_{store.name}", windows.image_columns
+        options = {"image_size": windows.image_size, "num_threads": data.config.threads}
+        encoder = _Encoder(tokenizer)
+        if tokenizer.config.temporal:
+            caches.append(ClipLatents.build(store, columns, encoder, where, key, *spacing, batch_size=256, **options))
+        else:
+            caches.append(LatentCache.build(store, columns, encoder.single, where, key, batch_size=512, **options))
+    return caches
+
+
+class _Encoder:
+    """A tokenizer, compiled once for whatever shapes it meets."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tubelet = tokenizer.config.tubelet
+        start = jax.jit(lambda frozen, images: frozen.start(images))
+        step = jax.jit(lambda frozen, state, images: frozen.step(state, images))
+        self.start, self.step = functools.partial(start, tokenizer), functools.partial(step, tokenizer)
+
+    def single(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float[jax.Array, "B h w C"]:
+        """Of images by themselves."""
+        return self.start(images[:, None])[0][:, 0]

@@ -35,6 +35,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     console.log(f"next: wam train --config.data.datasets='{tuple(str(folder) for folder in folders)}'")
 
 
+def demo_datasets(config: ConfigDict, workdir: Path) -> tuple[str, ...]:
+    """``make_demos`` in ``config.demos.directory``, or in a folder of the run: what ``config.data.datasets`` takes."""
+    return tuple(str(folder) for folder in make_demos(config, Path(config.demos.directory or workdir / "data")))
+
+
 def make_demos(config: ConfigDict, out: Path) -> list[Path]:
     """Writes one RLDS dataset a task, with splits train and val; those that exist are left as they are.
 

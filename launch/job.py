@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines.latents import LatentCache
+from data_pipelines.batches import LatentSource
 from data_pipelines.windows import WindowSpec
 from launch.config import ConfigError, to_plain
 from launch.data import Data
@@ -17,6 +17,7 @@ from launch.memory import Remedy, check_memory
 from wam_jax import console
 from wam_jax.nn.module import Params
 from wam_jax.sharding import batch_sharding, placed, replicated
+from wam_jax.tokenizers.tokenizer import Tokenizer
 from wam_jax.training.checkpoint import Checkpoints
 from wam_jax.training.loop import LoopConfig, fit
 from wam_jax.training.source import ParamSource, start_from
@@ -33,7 +34,8 @@ class Job:
       trainer: what is trained, and how.
       batch_size: windows in a step.
       identity: what must be the same for a run to be resumed.
-      tokenizer: what the loss needs beside the parameters; saved with them, unless it is found by its name.
+      frozen: what the loss needs beside the parameters.
+      tokenizer: saved with the parameters, so that they can act; None: it is found by its name, or there is none.
       latents: of all frames, where they were encoded ahead.
       windows: other windows than the data's.
       source: where parameters come from; None: from their random start.
@@ -45,8 +47,9 @@ class Job:
     trainer: Trainer
     batch_size: int
     identity: dict[str, Any]
-    tokenizer: Any = None
-    latents: list[LatentCache] | None = None
+    frozen: Any = None
+    tokenizer: Tokenizer | None = None
+    latents: list[LatentSource] | None = None
     windows: WindowSpec | None = None
     source: ParamSource | None = None
     remedies: Callable[[], list[Remedy]] = list
@@ -66,7 +69,7 @@ def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainS
     check_parts(job.batch_size, trainer.accumulate, trainer.mesh)
     step = _compile(config, data, job)
     state, rest = _start(directory, job)
-    frozen = trainer.frozen_argument(rest, job.tokenizer)
+    frozen = trainer.frozen_argument(rest, job.frozen)
     loop = LoopConfig(
         steps=numbers.steps,
         save_every=config.train.save_every,
@@ -94,7 +97,7 @@ def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainS
         loop,
         meta,
         job.name,
-        tokenizer=job.tokenizer if job.tokenizer is not None and job.tokenizer.saved else None,
+        tokenizer=job.tokenizer,
         score=None if job.score is None else lambda state: job.score(trainer.acting(state, rest)),
     )
 
@@ -121,8 +124,8 @@ def _compile(config: ConfigDict, data: Data, job: Job) -> Any:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(trainer.mesh)), example
     )
     everywhere = replicated(trainer.mesh)
-    tokenizer = jax.tree.map(lambda x: placed(x, everywhere), job.tokenizer)
-    return check_memory(trainer, tokenizer, batch, job.remedies, config.train.check_memory)
+    frozen = jax.tree.map(lambda x: placed(x, everywhere), job.frozen)
+    return check_memory(trainer, frozen, batch, job.remedies, config.train.check_memory)
 
 
 def _start(directory: Path, job: Job) -> tuple[TrainState, Params]:

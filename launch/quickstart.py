@@ -13,7 +13,7 @@ from typing import Any
 from launch import devices
 from launch.config import load_config, to_plain
 from launch.data import open_data
-from launch.demos import make_demos
+from launch.demos import demo_datasets
 from launch.evaluate import evaluate, report_evaluation
 from launch.train import report_training, train
 from wam_jax import console
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     stages = _Stages(workdir / "stages.json")
 
     with stages.timed("demonstrations"):
-        config.data.datasets = tuple(str(folder) for folder in make_demos(config, workdir / "data"))
+        config.data.datasets = demo_datasets(config, workdir)
     with stages.timed("index and text"):
         data = open_data(config.data)
     for name, seconds in train(config, data, mesh, workdir).items():

@@ -16,10 +16,10 @@ from launch.memory import Remedy
 from wam_jax import assets, console
 from wam_jax.asset_table import ASSETS
 from wam_jax.nn.lora import FACTORS
-from wam_jax.nn.module import Definition
+from wam_jax.nn.module import Definition, paths
 from wam_jax.training.losses import wam_loss
 from wam_jax.training.optimizer import OptimizerConfig
-from wam_jax.training.partition import everything, matching, paths
+from wam_jax.training.partition import everything, matching
 from wam_jax.training.restore import define_model
 from wam_jax.training.run import Run, is_run, open_run
 from wam_jax.training.source import ParamSource, fresh_paths

@@ -3,37 +3,45 @@
     wam study configs/studies/finetune.py --config.base.init=runs/quickstart
 
 A study's config has ``base`` (an experiment), ``arms`` (name -> fields of the base that differ), ``seeds``, and
-``compare`` (pairs of arms). What arms share (demonstrations, tokenizer, latents) is made once. Every finished run is
-kept; a killed study goes on where it was.
+``compare`` (pairs of arms). An arm's ``before`` holds fields of a training that comes first, from which it then starts.
+What arms share (demonstrations, tokenizer, latents) is made once. Every finished run is kept; a killed study goes on
+where it was.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
-from data_pipelines.latents import LatentCache
+from data_pipelines.batches import LatentSource
 from launch import devices
 from launch.config import ConfigError, load_config, set_field, to_plain
 from launch.data import Data, open_data
-from launch.demos import make_demos
+from launch.demos import demo_datasets
 from launch.evaluate import described_task
 from launch.start import check_start
-from launch.train import encode_dataset, find_tokenizer, train_model
+from launch.tokenizers import encode_dataset, find_tokenizer, with_images_for
+from launch.train import evaluate_validation, find_tokenizers, lpips_if_here, train_model
 from wam_jax import console
 from wam_jax.evaluation import media
 from wam_jax.evaluation.report import Report, environment, write_summary
+from wam_jax.evaluation.scene_probe import draw_scenes, probe_tokenizer
 from wam_jax.evaluation.statistics import Rate
-from wam_jax.evaluation.study import Outcomes, arm_result, bootstrap_difference, study_rows
+from wam_jax.evaluation.study import arm_result, bootstrap_difference, metric_table, study_rows
+from wam_jax.evaluation.study_metrics import heldout_metrics
 from wam_jax.evaluation.success import EvaluationConfig, policy_outcomes
 from wam_jax.training.restore import load_trained
 
+OUTCOMES = "outcomes.json"  # of a finished run
+_SCENES, _SCENE_SEEDS = 1024, (500, 501)  # pictures of a task that probes are fitted and tested on
 ARM_COLUMNS = ("arm", "success", "by seed")
 DIFFERENCE_COLUMNS = ("difference", "95% interval", "significant")
 
@@ -54,15 +62,26 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         check_start(arm, workdir)
     mesh = devices.start(study.base)
     shared: dict[str, _Shared] = {}
-    outcomes: dict[str, list[np.ndarray]] = {name: [] for name in arms}
+    finished: dict[str, list[ArmRun]] = {name: [] for name in arms}
     todo = [(name, seed) for seed in study.seeds for name in arms]
     for number, (name, seed) in enumerate(todo, start=1):
         console.log(f"{name}, seed {seed} ({number} of {len(todo)})")
         config = arms[name].copy_and_resolve_references()
         config.seed = seed
-        outcomes[name].append(_run_arm(config, study.base.seed, mesh, workdir, f"{name}/seed_{seed}", shared))
-    results = {name: np.stack(rows) for name, rows in outcomes.items()}
-    _report(study, results, workdir, time.monotonic() - began)
+        directory = workdir / name / f"seed_{seed}"
+        if (before := before_config(study, name)) is not None:
+            before.seed, config.init = seed, str(directory / "before")
+            if not (directory / OUTCOMES).exists():
+                _train(before, study.base.seed, mesh, workdir, directory / "before", shared)
+        finished[name].append(_run_arm(config, study.base.seed, mesh, workdir, directory, shared))
+    _report(study, finished, workdir, time.monotonic() - began)
+
+
+class ArmRun(NamedTuple):
+    """One arm at one seed: success of every episode, task after task, and what else was measured, by name."""
+
+    success: Bool[np.ndarray, "N"]
+    metrics: dict[str, float]
 
 
 def arm_config(study: ConfigDict, name: str) -> ConfigDict:
@@ -73,6 +92,17 @@ def arm_config(study: ConfigDict, name: str) -> ConfigDict:
     """
     config = study.base.copy_and_resolve_references()
     for field, value in study.arms[name].items():
+        if field != "before":
+            set_field(config, field, value)
+    return config
+
+
+def before_config(study: ConfigDict, name: str) -> ConfigDict | None:
+    """What an arm is trained on first: its config with the fields of its ``before``; None where it has none."""
+    if "before" not in study.arms[name]:
+        return None
+    config = arm_config(study, name)
+    for field, value in study.arms[name]["before"].items():
         set_field(config, field, value)
     return config
 
@@ -84,67 +114,90 @@ def _check_pairs(study: ConfigDict) -> None:
 
 
 class _Shared:
-    """Demonstrations, tokenizer and latents of arms that agree on all that makes them."""
+    """Demonstrations, tokenizers and latents of arms that agree on all that makes them."""
 
     def __init__(self, config: ConfigDict, mesh: Mesh, directory: Path):
-        config.data.datasets = tuple(config.data.datasets) or tuple(
-            str(folder) for folder in make_demos(config, directory / "data")
-        )
+        self.config, self.directory = config, directory
+        config.data.datasets = tuple(config.data.datasets) or demo_datasets(config, directory)
         self.datasets = config.data.datasets
         self.data: Data = open_data(config.data)
-        self.tokenizer = find_tokenizer(config, self.data, mesh, directory / "tokenizer")
-        self.latents: list[LatentCache] | None = None
+        self.tokenizer = find_tokenizer(config, self.data, mesh, directory)
+        self.data = with_images_for(self.tokenizer, self.data)
+        self.latents: list[LatentSource] | None = None
         if config.data.precompute_latents:
             self.latents = encode_dataset(self.data, self.tokenizer, directory / "latents")
 
+    @functools.cached_property
+    def probes(self) -> dict[str, float]:
+        """What can be read off the tokenizer's latents, a mean over the tasks."""
+        found = []
+        for task in self.config.demos.tasks:
+            fit, test = (draw_scenes(task, self.config.data.image_size[0], _SCENES, seed) for seed in _SCENE_SEEDS)
+            found.append(probe_tokenizer(self.tokenizer, fit, test))
+        return {f"probe_{name}": float(np.mean([row[name] for row in found if name in row])) for name in found[-1]}
+
+
+def _train(
+    config: ConfigDict, data_seed: int, mesh: Mesh, workdir: Path, directory: Path, shared: dict[str, _Shared]
+) -> _Shared:
+    """Trains, on what arms share; or goes on where that was interrupted."""
+    key, prepared = _preparation(config), config.copy_and_resolve_references()
+    prepared.seed = data_seed
+    if key not in shared:
+        shared[key] = _Shared(prepared, mesh, workdir / "shared" / key)
+    parts = shared[key]
+    config.data.datasets = parts.datasets
+    frozen = find_tokenizers(prepared, parts.data, parts.tokenizer, parts.latents, mesh, parts.directory)
+    train_model(config, parts.data, frozen, parts.latents, mesh, directory)
+    return parts
+
 
 def _run_arm(
-    config: ConfigDict, data_seed: int, mesh: Mesh, workdir: Path, name: str, shared: dict[str, _Shared]
-) -> np.ndarray:
-    """Success of every episode, task after task; read back where the run is finished."""
-    directory = workdir / name
-    path = directory / "outcomes.json"
+    config: ConfigDict, data_seed: int, mesh: Mesh, workdir: Path, directory: Path, shared: dict[str, _Shared]
+) -> ArmRun:
+    """Trains and measures; reads back what is finished."""
+    path = directory / OUTCOMES
     asked = to_plain(config)
     if path.exists():
         saved = json.loads(path.read_text())
         if saved["config"] != json.loads(json.dumps(asked)):
             raise ConfigError(f"{path} is of another configuration; choose another --workdir, or delete it")
-        return np.array(saved["success"], bool)
-    key = _preparation(config)
-    if key not in shared:
-        prepared = config.copy_and_resolve_references()
-        prepared.seed = data_seed
-        shared[key] = _Shared(prepared, mesh, workdir / "shared" / key)
-    parts = shared[key]
-    config.data.datasets = parts.datasets
-    train_model(config, parts.data, parts.tokenizer, parts.latents, mesh, directory)
+        return ArmRun(np.array(saved["success"], bool), saved["metrics"])
+    parts = _train(config, data_seed, mesh, workdir, directory, shared)
     trained = load_trained(directory, mesh)
     settings = EvaluationConfig(**config.evaluation)
     success = np.concatenate(
         [policy_outcomes(described_task(asked, task), trained, settings, mesh).success for task in config.demos.tasks]
     )
-    path.write_text(json.dumps({"config": asked, "success": success.tolist()}) + "\n")
-    console.log(f"{name}: {Rate(int(success.sum()), success.size)}")
-    return success
+    heldout = evaluate_validation(config, parts.data, trained)
+    metrics = {**heldout_metrics(heldout, lpips_if_here(config)), **parts.probes}
+    path.write_text(json.dumps({"config": asked, "success": success.tolist(), "metrics": metrics}) + "\n")
+    console.log(f"{directory}: {Rate(int(success.sum()), success.size)}")
+    return ArmRun(success, metrics)
 
 
 def _preparation(config: ConfigDict) -> str:
     """A name for all that demonstrations, tokenizer and latents depend on, beside the study's seed."""
-    parts = [to_plain(config[name]) for name in ("demos", "data", "tokenizer")]
+    parts = [to_plain(config[name]) for name in ("demos", "data", "tokenizer", "latent_action")]
     start = config.tokenizer.init or config.init
     return hashlib.sha256(json.dumps([parts, start], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _report(study: ConfigDict, results: dict[str, Outcomes], workdir: Path, seconds: float) -> None:
+def _report(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path, seconds: float) -> None:
+    results = {name: np.stack([run.success for run in runs]) for name, runs in finished.items()}
+    metrics = {name: [run.metrics for run in runs] for name, runs in finished.items()}
+    measured, columns = metric_table(metrics), ("", *results)
     arms, differences = study_rows(results, study.compare)
     report = Report(f"Study: {workdir.name}", subtitle=f"{len(study.seeds)} seeds")
     report.add_table("Success", ARM_COLUMNS, arms)
     report.add_image("", media.bars({name: arm_result(rows).pooled for name, rows in results.items()}, "Success"))
     report.add_table("Differences on the same episodes", DIFFERENCE_COLUMNS, differences)
+    report.add_table("Also measured (mean over seeds, and their standard deviation)", columns, measured)
     report.add_figures(environment(), "Environment")
     summary: dict[str, Any] = {
         "arms": {name: arm_result(rows).as_dict() for name, rows in results.items()},
         "differences": {f"{a} - {b}": bootstrap_difference(results[a], results[b]).as_dict() for a, b in study.compare},
+        "metrics": metrics,
         "seeds": list(study.seeds),
         "config": to_plain(study),
         "this_run_s": round(seconds, 1),
@@ -152,4 +205,5 @@ def _report(study: ConfigDict, results: dict[str, Outcomes], workdir: Path, seco
     write_summary(workdir, summary)
     console.table("Success", ARM_COLUMNS, arms)
     console.table("Differences on the same episodes", DIFFERENCE_COLUMNS, differences)
+    console.table("Also measured (mean over seeds, and their standard deviation)", columns, measured)
     console.log(f"{console.duration(seconds)}; wrote {report.write(workdir)}")

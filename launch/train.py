@@ -1,23 +1,22 @@
 """`wam train`: tokenizer, latents, world action model, and what it says on held-out windows."""
 
 import argparse
+import contextlib
 import dataclasses
-import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines.latents import LatentCache
+from data_pipelines.batches import LatentSource
 from launch import devices
 from launch.config import ConfigError, load_config, to_plain
-from launch.data import Data, build_latents, interface_sizes, open_data
-from launch.demos import make_demos
+from launch.data import Data, interface_sizes, open_data
+from launch.demos import demo_datasets
 from launch.evaluate import described_task
 from launch.job import Job, run_job
 from launch.memory import state_remedies
@@ -30,23 +29,33 @@ from launch.start import (
     trained_patterns,
     with_normalisation_of,
 )
-from wam_jax import console
-from wam_jax.evaluation.heldout import evaluate_heldout
+from launch.tokenizers import (
+    LATENT_ACTION,
+    encode_dataset,
+    find_latent_actions,
+    find_tokenizer,
+    load_teacher,
+    with_images_for,
+)
+from wam_jax import assets, console
+from wam_jax.encoders.lpips import Lpips, load_lpips
+from wam_jax.evaluation.heldout import Heldout, evaluate_heldout
 from wam_jax.evaluation.report import Report, write_summary
 from wam_jax.evaluation.success import EvaluationConfig, closed_loop_score
+from wam_jax.evaluation.tokenizer_report import COLUMNS, add_tokenised, metric_rows, tokenise
 from wam_jax.evaluation.training_report import HELDOUT_COLUMNS, add_heldout, add_training_curve, heldout_rows
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import Policy, PolicyParams
 from wam_jax.sharding import replicated
-from wam_jax.tokenizers.visual import FrozenTokenizer, Tokenizer, TokenizerConfig, define_tokenizer, latent_statistics
-from wam_jax.tokenizers.wan_tokenizer import load_wan_tokenizer
-from wam_jax.training.losses import tokenizer_loss
-from wam_jax.training.optimizer import OptimizerConfig
-from wam_jax.training.restore import define_model, load_trained
+from wam_jax.tokenizers import saved
+from wam_jax.tokenizers.tokenizer import Tokenizer
+from wam_jax.training.losses import Tokenizers
+from wam_jax.training.restore import Trained, define_model, load_trained
 from wam_jax.training.run import Run, is_run, open_run
 from wam_jax.training.state import TrainState, count_params
 from wam_jax.training.trainer import Trainer
 from wam_jax.wam.model import WorldActionModel
+from wam_jax.zoo import make_spec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,28 +69,64 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     workdir = Path(args.workdir)
     check_start(config, workdir)
     if not config.data.datasets and config.demos.tasks:
-        config.data.datasets = tuple(str(folder) for folder in make_demos(config, workdir / "data"))
+        config.data.datasets = demo_datasets(config, workdir)
     data = open_data(config.data)
     seconds = train(config, data, mesh, workdir)
     report = Report(f"Training: {Path(args.config).stem}", subtitle=str(workdir))
-    summary = {"stages_s": seconds, **report_training(config, data, mesh, workdir, report)}
+    describe = report_training if config.until == "model" else report_tokenizers
+    summary = {"stages_s": seconds, **describe(config, data, mesh, workdir, report)}
     write_summary(workdir, summary)
     console.log(f"wrote {report.write(workdir)}")
 
 
+STAGES = ("tokenizer", "latent_action", "model")
+
+
 def train(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) -> dict[str, float]:
-    """Trains the tokenizer, then the model; resumes both. Returns the seconds that each stage took this time."""
-    seconds = {}
+    """Trains stage after stage up to ``config.until``; resumes each. Returns the seconds that each took this time.
+
+    Raises:
+      ConfigError: for an unknown stage.
+    """
+    if config.until not in STAGES:
+        raise ConfigError(f"config.until={config.until!r} is unknown (has: {', '.join(STAGES)})")
+    seconds: dict[str, float] = {}
+    with _timed("tokenizer", seconds):
+        tokenizer = find_tokenizer(config, data, mesh, workdir)
+    if config.until == "tokenizer":
+        return seconds
+    data = with_images_for(tokenizer, data)
+    latents = None
+    with _timed("latents", seconds):
+        if config.data.precompute_latents:
+            latents = encode_dataset(data, tokenizer, workdir / "latents")
+    with _timed("latent_action", seconds):
+        frozen = find_tokenizers(config, data, tokenizer, latents, mesh, workdir)
+    if config.until == "model":
+        with _timed("training", seconds):
+            train_model(config, data, frozen, latents, mesh, workdir)
+    return seconds
+
+
+@contextlib.contextmanager
+def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
     began = time.monotonic()
-    tokenizer = find_tokenizer(config, data, mesh, workdir / "tokenizer")
-    seconds["tokenizer"] = time.monotonic() - began
-    began = time.monotonic()
-    latents = encode_dataset(data, tokenizer, workdir / "latents") if config.data.precompute_latents else None
-    seconds["latents"] = time.monotonic() - began
-    began = time.monotonic()
-    train_model(config, data, tokenizer, latents, mesh, workdir)
-    seconds["training"] = time.monotonic() - began
-    return {name: round(value, 1) for name, value in seconds.items()}
+    yield
+    seconds[stage] = round(time.monotonic() - began, 1)
+
+
+def find_tokenizers(
+    config: ConfigDict, data: Data, tokenizer: Tokenizer, latents: list[LatentSource] | None, mesh: Mesh, workdir: Path
+) -> Tokenizers:
+    """With latent actions, where they are the last stage or the model has a stream of them."""
+    wanted = config.until == "latent_action"
+    if config.until == "model":
+        model = described_model(config, run_of(config, workdir))
+        streams = make_spec(model["name"], model["size"], **model["options"]).streams
+        wanted = any(stream.kind == "latent_action" for stream in streams)
+    return Tokenizers(
+        tokenizer, find_latent_actions(config, data, tokenizer, latents, mesh, workdir) if wanted else None
+    )
 
 
 def run_of(config: ConfigDict, directory: Path) -> Run | None:
@@ -94,75 +139,23 @@ def run_of(config: ConfigDict, directory: Path) -> Run | None:
     return next((open_run(folder) for folder in (directory, Path(config.init)) if is_run(folder)), None)
 
 
-def find_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path) -> Tokenizer:
-    """A published tokenizer, that of a run, or one trained here."""
-    image_size = tuple(config.data.image_size)
-    if config.tokenizer.name:
-        return load_wan_tokenizer(config.tokenizer.name, image_size)
-    run = open_run(Path(config.tokenizer.init)) if config.tokenizer.init else run_of(config, directory.parent)
-    if run is not None:
-        tokenizer = run.tokenizer()
-        if tuple(tokenizer.config.image_size) != image_size:
-            start, size = config.tokenizer.init or config.init, tokenizer.config.image_size
-            raise ConfigError(
-                f"the tokenizer of {start} is for pictures of {size}; set data.image_size to that (it is {image_size})"
-            )
-        return tokenizer
-    return train_tokenizer(config, data, mesh, directory)
-
-
-def train_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path) -> FrozenTokenizer:
-    """The visual autoencoder, on single frames of the training windows; then its latents' statistics."""
-    sizes = TokenizerConfig(image_size=tuple(config.data.image_size), **config.tokenizer.sizes)
-    definition = define_tokenizer(sizes)
-    frames = dataclasses.replace(data.windows, frame_offsets=(0,))
-    job = Job(
-        name="tokenizer",
-        trainer=Trainer(
-            definition=definition,
-            loss=tokenizer_loss(definition),
-            config=OptimizerConfig(**config.tokenizer.optimizer),
-            mesh=mesh,
-            seed=config.seed,
-        ),
-        batch_size=config.tokenizer.batch_size,
-        identity={"tokenizer": dataclasses.asdict(sizes)},
-        windows=frames,
-    )
-    state = run_job(config, data, directory, job)
-    sample = next(data.batches(256, config.seed + 1, None, frames)).images
-    assert sample is not None
-    return latent_statistics(sizes, state.acting, sample.reshape(-1, *sample.shape[-3:]))
-
-
-def encode_dataset(data: Data, tokenizer: Tokenizer, directory: Path) -> list[LatentCache]:
-    """Latents of every training frame, on disk."""
-    encode = jax.jit(lambda frozen, images: frozen.encode(images))
-    return build_latents(data, lambda images: encode(tokenizer, images), tokenizer_key(tokenizer), directory)
-
-
-def tokenizer_key(tokenizer: Tokenizer) -> str:
-    """A hash over the tokenizer's sizes and arrays."""
-    digest = hashlib.sha256(repr(tokenizer.config).encode())
-    for leaf in jax.tree.leaves(tokenizer):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
 def train_model(
     config: ConfigDict,
     data: Data,
-    tokenizer: Tokenizer,
-    latents: list[LatentCache] | None,
+    frozen: Tokenizers,
+    latents: list[LatentSource] | None,
     mesh: Mesh,
     directory: Path,
 ) -> TrainState:
     """The world action model, from its random start or from ``config.init``."""
-    init = run_of(config, directory)
+    init, tokenizer = run_of(config, directory), frozen.visual
     data = with_normalisation_of(init, data)
+    interface = interface_sizes(data, tokenizer.config.latent_shape)
+    if frozen.latent_actions is not None:
+        interface["latent_action_size"] = frozen.latent_actions.config.size
     identity = {
         "model": described_model(config, init),
-        "interface": interface_sizes(data, tokenizer.config.latent_shape),
+        "interface": interface,
         "tokenizer": dataclasses.asdict(tokenizer.config),
         "codec": data.codec.to_dict(),
         "proprio": data.proprio.to_dict(),
@@ -183,7 +176,8 @@ def train_model(
         trainer=trainer,
         batch_size=config.train.batch_size,
         identity=identity,
-        tokenizer=jax.device_put(tokenizer, replicated(mesh)),
+        frozen=jax.device_put(frozen, replicated(mesh)),
+        tokenizer=tokenizer if tokenizer.saved else None,
         latents=latents,
         source=source,
         remedies=lambda: [
@@ -231,15 +225,30 @@ def check_blocks(definition: Definition[WorldActionModel], data: Data) -> None:
         )
 
 
+def report_tokenizers(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path, report: Report) -> dict[str, Any]:
+    """Reconstructions of held-out clips, and futures by latent actions, into the report and a summary."""
+    tokenizer = find_tokenizer(config, data, mesh, workdir)
+    actions: Any = saved.load(workdir / LATENT_ACTION, LATENT_ACTION) if config.until == LATENT_ACTION else None
+    data = with_images_for(tokenizer, data)
+    lpips = lpips_if_here(config)
+    teacher = load_teacher(config) if config.tokenizer.loss.alignment else None
+    results = {}
+    for number in range(len(data.validation)):
+        batch = data.validation_windows(config.train.validation_windows, config.seed, number)
+        results[_label(data, number)] = tokenise(batch, tokenizer, actions)
+    add_training_curve(report, workdir / config.until / "metrics.jsonl")
+    summary = add_tokenised(report, results, data.windows.cameras, lpips, teacher)
+    console.table("Held-out reconstructions", COLUMNS, metric_rows(summary["reconstruction"]))
+    for name, result in results.items():
+        if result.usage is not None:
+            console.log(f"{name}: {result.usage.summary}")
+    return summary
+
+
 def report_training(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path, report: Report) -> dict[str, Any]:
     """Curves, and action and image errors on held-out windows of every dataset, into the report and a summary."""
     trained = load_trained(workdir, mesh)
-    data = dataclasses.replace(data, codec=trained.policy.codec, proprio=trained.policy.proprio)
-    results = {}
-    for number, store in enumerate(data.validation):
-        batch = data.validation_windows(config.train.validation_windows, config.seed, number)
-        results[_label(data, number)] = evaluate_heldout(trained.policy, trained.params, batch, config.seed)
-        console.log(f"held-out windows of {store.name}: done")
+    results = evaluate_validation(config, data, trained)
     add_training_curve(report, workdir / "metrics.jsonl")
     add_heldout(report, results, data.windows.cameras)
     console.table("Held-out windows", HELDOUT_COLUMNS, heldout_rows(results))
@@ -250,6 +259,24 @@ def report_training(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path, r
         "trunk_parameters": params,
         "heldout": {name: result.summary() for name, result in results.items()},
     }
+
+
+def evaluate_validation(config: ConfigDict, data: Data, trained: Trained) -> dict[str, Heldout]:
+    """Predictions on held-out windows of every dataset."""
+    data = dataclasses.replace(data, codec=trained.policy.codec, proprio=trained.policy.proprio)
+    data = with_images_for(trained.params.tokenizer, data)
+    results = {}
+    for number, store in enumerate(data.validation):
+        batch = data.validation_windows(config.train.validation_windows, config.seed, number)
+        results[_label(data, number)] = evaluate_heldout(trained.policy, trained.params, batch, config.seed)
+        console.log(f"held-out windows of {store.name}: done")
+    return results
+
+
+def lpips_if_here(config: ConfigDict) -> Lpips | None:
+    """``config.tokenizer.lpips``, for metrics; None where its weights are not on this machine."""
+    here = assets.status([f"lpips_{config.tokenizer.lpips}"])[0].state == "here"
+    return load_lpips(config.tokenizer.lpips) if here else None
 
 
 def _label(data: Data, number: int) -> str:

@@ -23,7 +23,7 @@ def make(tiny, batch, tokenizer, name, **options):
     definition = tiny.define(name)
     codec = ActionCodec(np.zeros(4, bool), Affine.identity(4))
     policy = Policy(definition=definition, codec=codec, proprio=Affine.identity(3), **options)
-    images = np.random.default_rng(0).integers(0, 255, (8, 2, 16, 16, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 255, (8, 1, 2, 16, 16, 3), dtype=np.uint8)
     proprio = jnp.asarray(batch.proprio[:, 0])
     observation = Observation(images=jnp.asarray(images), proprio=proprio, text=batch.text, embodiment=batch.embodiment)
     return policy, PolicyParams(model=tiny.params(definition), tokenizer=tokenizer), observation
@@ -66,4 +66,4 @@ def test_a_model_without_video_imagines_that_nothing_moves(tiny, batch, tokenize
     policy, params, observation = make(tiny, batch, tokenizer, "reactive")
     frames = policy.imagine(params, observation, jax.random.key(0))
     assert frames.shape == (8, 2, 2, 16, 16, 3)
-    np.testing.assert_array_equal(frames[:, 1], observation.images)
+    np.testing.assert_array_equal(frames[:, 1], observation.images[:, 0])

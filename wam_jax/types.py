@@ -1,7 +1,8 @@
 """The arrays that travel between data, model, policy and simulation.
 
-Letters: ``B`` batch, ``T`` frames, ``V`` cameras, ``H W`` pixels, ``h w`` latent grid, ``C`` channels, ``N`` tokens,
-``D`` width, ``K`` actions in a chunk, ``A`` action size, ``P`` proprioception size, ``L`` text tokens.
+Letters: ``B`` batch, ``T`` frames (latent ones, where a tokenizer merges pictures in time), ``I`` images in time, ``V``
+cameras, ``H W`` pixels, ``h w`` latent grid, ``C`` channels, ``N`` tokens, ``D`` width, ``K`` actions in a chunk, ``A``
+action size, ``P`` proprioception size, ``L`` text tokens.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ class StreamData:
 
       stream      values                                                                   mask
       ``value``   f32[*B, T, 1]                                                            [*B, T]
-      ``depth``   uint8[*B, T, V, H, W, 3], grey; or f32[*B, T, V, h, w, C] as latents     [*B, T, V]
+      ``depth``   uint8[*B, I, V, H, W, 3], grey; or f32[*B, T, V, h, w, C] as latents     [*B, T, V]
 
     Further streams may have a time grid of their own.
     """
@@ -43,13 +44,14 @@ class Batch:
     """What the loader yields and the trainer eats.
 
     Frame 0 is now, the rest are the future. A batch holds pixels (``images``) or, where a dataset was tokenised
-    ahead of training, ``latents``; the other is None. Proprioception is that at the control steps of the frames.
-    Past an episode's end, images and proprioception repeat its last step, and are masked out. Actions and
+    ahead of training, ``latents``; the other is None. There is one image a frame, unless the tokenizer makes each
+    future frame of ``tubelet`` images: then I = 1 + (T - 1) tubelet. Proprioception is that at the control steps of the
+    frames. Past an episode's end, images and proprioception repeat its last step, and are masked out. Actions and
     proprioception are normalised, the way the dataset's statistics say. Action-free video is a batch whose
     ``action_mask`` is all false. ``streams`` holds what else was asked for, by stream name.
     """
 
-    images: UInt8[Array, "*B T V H W 3"] | None
+    images: UInt8[Array, "*B I V H W 3"] | None
     latents: Float[Array, "*B T V h w C"] | None
     image_mask: Bool[Array, "*B T V"]
     actions: Float[Array, "*B K A"]
@@ -64,9 +66,12 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What a policy sees at one control step: raw pixels and proprioception, the instruction, which robot."""
+    """What a policy sees at one control step: raw pixels and proprioception, the instruction, which robot.
 
-    images: UInt8[Array, "*B V H W 3"]
+    ``images`` are those since the last observation that the policy asks for (``Policy.images``), the newest last.
+    """
+
+    images: UInt8[Array, "*B I V H W 3"]
     proprio: Float[Array, "*B P"]
     text: Text
     embodiment: Int[Array, "*B"]

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     def loss(params: Any, frozen: Any, batch: Any) -> jax.Array:
         with use_mesh(mesh):
-            return trainer.step_loss(params, frozen, batch, jax.random.key(0))[0]
+            return trainer.step_loss(params, frozen, batch, jax.random.key(0), jnp.zeros((), jnp.int32))[0]
 
     times = {
         "forward": _seconds(jax.jit(loss), args.steps, state.params, frozen, batch),
@@ -134,7 +134,8 @@ def _model_flops(config: ConfigDict, spec: Spec, interface: Interface, batch: in
     with jax.default_device(jax.devices("cpu")[0]):  # counted on plain operations: fused attention hides its products
 
         def gradient(trained: Any, rest: Any, batch: Any) -> Any:
-            return jax.grad(lambda p: trainer.loss(union(rest, p), None, batch, jax.random.key(0))[0])(trained)
+            key, step = jax.random.key(0), jnp.zeros((), jnp.int32)
+            return jax.grad(lambda p: trainer.loss(union(rest, p), None, batch, key, step)[0])(trained)
 
         return count_flops(gradient, trained, rest, abstract_batch(spec, interface, batch)).total
 

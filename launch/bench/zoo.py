@@ -17,13 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines.latents import LatentCache
+from data_pipelines.batches import LatentSource
 from launch import devices
 from launch.config import ConfigError, load_config, to_plain
 from launch.data import Data, interface_sizes, open_data
-from launch.demos import make_demos
+from launch.demos import demo_datasets
 from launch.evaluate import task_text
-from launch.train import encode_dataset, train_tokenizer
+from launch.tokenizers import encode_dataset, train_tokenizer
 from wam_jax import console
 from wam_jax.evaluation.heldout import action_errors
 from wam_jax.evaluation.report import Report
@@ -104,10 +104,10 @@ class _Bench:
 
     def __init__(self, config: ConfigDict, mesh: Mesh, workdir: Path):
         self.config, self.mesh = config, mesh
-        config.data.datasets = tuple(str(folder) for folder in make_demos(config, workdir / "data"))
+        config.data.datasets = demo_datasets(config, workdir)
         self.whole = open_data(config.data)
         self.tokenizer = train_tokenizer(config, self.whole, mesh, workdir / "tokenizer")
-        self.latents: list[LatentCache] = encode_dataset(self.whole, self.tokenizer, workdir / "latents")
+        self.latents: list[LatentSource] = encode_dataset(self.whole, self.tokenizer, workdir / "latents")
         blocks = config.copy_and_resolve_references()
         blocks.data.action_block = config.data.action_horizon // (len(config.data.frame_steps) - 1)
         self.blocks = open_data(blocks.data)
@@ -145,7 +145,7 @@ class _Bench:
             losses.append(float(metrics["loss"]))
             seconds.append(time.monotonic() - began)
         with jax.default_device(jax.devices("cpu")[0]):  # fused attention hides its products
-            gradient = jax.grad(lambda p, b: loss(p, None, b, jax.random.key(0))[0])
+            gradient = jax.grad(lambda p, b: loss(p, None, b, jax.random.key(0), jnp.zeros((), jnp.int32))[0])
             flops = count_flops(gradient, *jax.eval_shape(lambda *x: x, state.params, batch))
         tenth = max(1, numbers.steps // 10)
         first, last = float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))
@@ -182,7 +182,7 @@ class _ClosedLoop:
         act, begin = jax.jit(policy.act), jax.jit(policy.init_state)
         assert heldout.images is not None
         recorded = Observation(
-            images=jnp.asarray(heldout.images[:, 0]),
+            images=jnp.asarray(heldout.images[:, :1]),
             proprio=jnp.asarray(policy.proprio.unnormalise(heldout.proprio[:, 0])),
             text=heldout.text,
             embodiment=heldout.embodiment,

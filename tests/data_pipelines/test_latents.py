@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toy_rlds import make_episode, text_table, write_dataset
 
-from data_pipelines.latents import LatentCache, LatentCacheError
+from data_pipelines.latents import Identity, LatentCache, LatentCacheError
 from data_pipelines.loader import fixed_windows, make_loader
 from data_pipelines.rlds import RldsStore
 from data_pipelines.transforms import ActionCodec, Affine
@@ -38,6 +38,10 @@ def expected(store: RldsStore, episode: int, steps: list[int]) -> np.ndarray:
     return flat.reshape(len(steps), len(CAMERAS), *flat.shape[1:]).astype(np.float16)
 
 
+def identity(store: RldsStore, cameras=CAMERAS, key="means", image_size=None) -> Identity:
+    return Identity(key, store.fingerprint, cameras, image_size)
+
+
 @pytest.fixture(scope="module")
 def cache(store: RldsStore, tmp_path_factory: pytest.TempPathFactory) -> LatentCache:
     return LatentCache.build(store, CAMERAS, Encoder(), tmp_path_factory.mktemp("latents"), "means", batch_size=11)
@@ -61,7 +65,7 @@ def test_interrupted_build_goes_on(store: RldsStore, cache: LatentCache, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         LatentCache.build(store, CAMERAS, Encoder(fail_after=3), tmp_path, "means", batch_size=10)
     with pytest.raises(LatentCacheError, match="has no complete latents of toy; build them first"):
-        LatentCache.open(store, CAMERAS, tmp_path, "means")
+        LatentCache.open(store, identity(store), tmp_path)
     with pytest.raises(LatentCacheError, match="are of key 'means', not 'other'"):
         LatentCache.build(store, CAMERAS, Encoder(), tmp_path, "other")
     encoder = Encoder()
@@ -87,7 +91,7 @@ def test_complete_cache_is_not_encoded_again(store: RldsStore, cache: LatentCach
 )
 def test_other_latents_are_refused(store, cache, cameras, key, image_size, message) -> None:
     with pytest.raises(LatentCacheError, match=message):
-        LatentCache.open(store, cameras, cache._directory, key, image_size=image_size)
+        LatentCache.open(store, identity(store, cameras, key, image_size), cache._directory)
 
 
 def test_latents_of_changed_data_are_refused(tmp_path: pathlib.Path) -> None:
@@ -97,7 +101,7 @@ def test_latents_of_changed_data_are_refused(tmp_path: pathlib.Path) -> None:
         stores.append(RldsStore.open(directory, "train", build=True))
     LatentCache.build(stores[0], CAMERAS, Encoder(), tmp_path / "latents", "means")
     with pytest.raises(LatentCacheError, match="are of fingerprint "):
-        LatentCache.open(stores[1], CAMERAS, tmp_path / "latents", "means")
+        LatentCache.open(stores[1], identity(stores[1]), tmp_path / "latents")
 
 
 def test_overflow_is_refused(store: RldsStore, tmp_path: pathlib.Path) -> None:

@@ -1,7 +1,10 @@
 """What a config asks of the data reaches training batches, validation windows and pre-encoded latents alike."""
 
+import dataclasses
 import pathlib
+import types
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -35,6 +38,31 @@ def _no_text(instructions: list[str], encoder: str, tokens: int) -> TextTable:
     return TextTable(np.zeros((count, 2, 5), np.float32), np.ones((count, 2), bool), tuple(instructions))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EveryEighth:
+    """A tokenizer of single images."""
+
+    config = types.SimpleNamespace(tubelet=1, temporal=False)
+
+    def start(self, images):
+        return images[..., ::8, ::8, :].astype(np.float32), ()
+
+
+def test_action_free_video_comes_beside_demonstrations(config: ConfigDict) -> None:
+    config.update({"split": "train[:2]", "unlabelled": "train[2:]"})
+    data = launch_data.open_data(config)
+    assert [store.num_episodes for store in data.train] == [2, 2, 3, 3]
+    batch = next(data.batches(NUM_WINDOWS * 2, 0, None))
+    labelled = batch.action_mask.any((1, 2))
+    assert 0 < labelled.sum() < len(labelled)
+    assert batch.image_mask[:, 0].all()
+    only_labelled = config.copy_and_resolve_references()
+    only_labelled.unlabelled = ""
+    statistics = launch_data.open_data(only_labelled).statistics
+    np.testing.assert_array_equal(data.statistics.action.mean, statistics.action.mean)  # nothing is looked at
+
+
 def test_nothing_further_is_the_default(config: ConfigDict) -> None:
     batch = next(launch_data.open_data(config).batches(NUM_WINDOWS, 0, None))
     assert batch.streams == {}
@@ -44,7 +72,7 @@ def test_nothing_further_is_the_default(config: ConfigDict) -> None:
 def test_streams_and_embodiments_are_those_of_the_config(config: ConfigDict, tmp_path: pathlib.Path) -> None:
     config.update({"depth_cameras": ("wrist",), "value_discount": 0.9, "embodiments": (3, 5)})
     data = launch_data.open_data(config)
-    latents = launch_data.build_latents(data, lambda images: images[:, ::8, ::8].astype(np.float32), "key", tmp_path)
+    latents = launch_data.build_latents(data, EveryEighth(), "key", tmp_path)
     pixels, encoded = (next(data.batches(NUM_WINDOWS, 0, source)) for source in (None, latents))
     assert set(pixels.embodiment.tolist()) == {3, 5}
     np.testing.assert_array_equal(encoded.latents, pixels.images[:, :, :, ::8, ::8])

@@ -326,7 +326,9 @@ def test_every_system_of_the_zoo_finds_its_data_in_the_abstract_batch(name):
     spec = make_spec(name)
     definition = define(lambda rngs: WorldActionModel(spec, INTERFACE, rngs))
     batch = abstract_batch(spec, INTERFACE, 2)
-    loss, _ = jax.eval_shape(wam_loss(definition), definition.shapes(), None, batch, jax.random.key(0))
+    loss, _ = jax.eval_shape(
+        wam_loss(definition), definition.shapes(), None, batch, jax.random.key(0), jnp.zeros((), jnp.int32)
+    )
     assert loss.shape == ()
 
 

@@ -10,7 +10,8 @@ from data_pipelines.transforms import ActionCodec, Affine
 from launch.config import ConfigError
 from launch.start import open_source, trained_patterns, with_normalisation_of
 from wam_jax.assets import AssetMissing
-from wam_jax.training.partition import matching, paths
+from wam_jax.nn.module import paths
+from wam_jax.training.partition import matching
 
 
 @dataclasses.dataclass(frozen=True)

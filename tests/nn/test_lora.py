@@ -8,8 +8,8 @@ from flax import nnx
 
 from wam_jax.nn.block import DiTBlock
 from wam_jax.nn.lora import FACTORS, Lora, merge, unmerge, with_lora
-from wam_jax.nn.module import FeedForward, define, layer_slice, stack
-from wam_jax.training.partition import matching, paths
+from wam_jax.nn.module import FeedForward, define, layer_slice, paths, stack
+from wam_jax.training.partition import matching
 
 LORA = Lora(rank=2, alpha=6.0, targets=r"up$")
 PLAIN = define(lambda rngs: FeedForward(4, 8, rngs))

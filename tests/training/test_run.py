@@ -10,6 +10,7 @@ import pytest
 
 from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.nn.lora import FACTORS, merge
+from wam_jax.nn.module import paths
 from wam_jax.sharding import make_mesh
 from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer
 from wam_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -17,7 +18,7 @@ from wam_jax.training.export import export_adapter, export_run, export_safetenso
 from wam_jax.training.loop import Best
 from wam_jax.training.losses import wam_loss
 from wam_jax.training.optimizer import OptimizerConfig
-from wam_jax.training.partition import matching, paths, subset
+from wam_jax.training.partition import matching, subset
 from wam_jax.training.restore import define_model, load_trained
 from wam_jax.training.run import is_run, open_run
 from wam_jax.training.source import start_from

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from wam_jax.nn.lora import FACTORS, Lora, with_lora
-from wam_jax.nn.module import FeedForward, define
+from wam_jax.nn.module import FeedForward, define, paths
 from wam_jax.sharding import batch_sharding, make_mesh
 from wam_jax.training.optimizer import OptimizerConfig
-from wam_jax.training.partition import matching, paths
+from wam_jax.training.partition import matching
 from wam_jax.training.trainer import Trainer
 
 PLAIN = define(lambda rngs: FeedForward(8, 16, rngs))

@@ -15,11 +15,10 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 from parity.golden import Arrays, load_golden, load_structure, relative_error
 
-from wam_jax.nn.module import define
+from wam_jax.nn.module import define, paths
 from wam_jax.sharding import make_mesh
 from wam_jax.training.losses import wam_loss
 from wam_jax.training.optimizer import OptimizerConfig
-from wam_jax.training.partition import paths
 from wam_jax.training.source import Start, start_from
 from wam_jax.training.trainer import Trainer
 from wam_jax.types import Text

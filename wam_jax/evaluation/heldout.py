@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from wam_jax.policy import Policy, PolicyParams, imagining_mode, present
-from wam_jax.training.losses import encode_batch
+from wam_jax.policy import Policy, PolicyParams, decode_future, imagining_mode, present
+from wam_jax.training.losses import Tokenizers, encode_batch
 from wam_jax.types import Batch
 from wam_jax.wam.history import generate
 
@@ -23,8 +23,8 @@ class Heldout:
     Attributes:
       present, future, imagined, reconstructed: pixels; ``reconstructed`` is the true future through the tokenizer, the
         best that any prediction in its latents can be.
-      future_mask: which future frames are within the episode.
-      actions, predicted_actions: raw chunks, in the dataset's units.
+      future_mask: which of the future images are of frames within the episode.
+      actions, predicted_actions: raw chunks, in the dataset's units; a model that does not act predicts none.
       action_mask: which actions are within the episode.
     """
 
@@ -34,7 +34,7 @@ class Heldout:
     reconstructed: UInt8[np.ndarray, "N F V H W 3"]
     future_mask: Bool[np.ndarray, "N F V"]
     actions: Float[np.ndarray, "N K A"]
-    predicted_actions: Float[np.ndarray, "N K A"]
+    predicted_actions: Float[np.ndarray, "N K A"] | None
     action_mask: Bool[np.ndarray, "N K A"]
 
     def image_errors(self) -> dict[str, float]:
@@ -47,18 +47,15 @@ class Heldout:
         return {name: float(np.mean(self._squared(guess))) for name, guess in guesses.items()}
 
     def action_errors(self) -> dict[str, float]:
-        """``action_errors`` of the predictions."""
+        """``action_errors`` of the predictions; nothing of a model that does not act."""
+        if self.predicted_actions is None:
+            return {}
         return action_errors(self.actions, self.predicted_actions, self.action_mask)
 
     def summary(self) -> dict[str, Any]:
         """For ``summary.json``."""
-        errors = self.image_errors()
-        return {
-            "n": len(self.actions),
-            "action_error": self.action_errors()["chunk"],
-            "first_action_error": self.action_errors()["first_action"],
-            "image_error": errors,
-        }
+        actions = {("action_error" if k == "chunk" else f"{k}_error"): v for k, v in self.action_errors().items()}
+        return {"n": len(self.actions), **actions, "image_error": self.image_errors()}
 
     def _squared(self, guess: UInt8[np.ndarray, "N F V H W 3"]) -> Float[np.ndarray, "M"]:
         difference = (guess.astype(np.float32) - self.future.astype(np.float32)) / 255
@@ -72,16 +69,21 @@ def evaluate_heldout(policy: Policy, params: PolicyParams, batch: Batch, seed: i
     @jax.jit
     def predict(params: PolicyParams, part: Batch, key: jax.Array):
         model = policy.definition.bind(params.model)
-        latents = encode_batch(params.tokenizer, part)[1]
-        known = present(model, latents[:, 0], part.proprio[:, 0], part, part.image_mask[:, 0])
+        latents = encode_batch(Tokenizers(params.tokenizer), part)[1]
+        now = latents[:, :1]
+        known = present(model, now, part.proprio[:, 0], part, part.image_mask[:, 0])
         action_key, video_key = jax.random.split(key)
-        chunk = generate(model, known, action_key, policy.mode, ("action",), policy.steps)["action"]
-        decode, mode = params.tokenizer.decode, imagining_mode(model)
+        actions = None
+        if any(stream.name == "action" for stream in model.spec.streams):
+            chunk = generate(model, known, action_key, policy.mode, ("action",), policy.steps)["action"]
+            actions = policy.codec.decode(chunk)
+        mode = imagining_mode(model)
         # A model without a video stream imagines that nothing moves.
-        video = jnp.repeat(latents[:, :1], latents.shape[1] - 1, axis=1)
+        video = jnp.repeat(now, latents.shape[1] - 1, axis=1)
         if mode is not None:
             video = generate(model, known, video_key, mode, ("video",))["video"]
-        return policy.codec.decode(chunk), decode(video), decode(latents[:, 1:])
+        imagined, best = (decode_future(params.tokenizer, now, frames) for frames in (video, latents[:, 1:]))
+        return actions, imagined, best
 
     outputs = []
     count = len(batch.actions)
@@ -90,13 +92,13 @@ def evaluate_heldout(policy: Policy, params: PolicyParams, batch: Batch, seed: i
         part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
         key = jax.random.fold_in(jax.random.key(seed), start)
         outputs.append(jax.tree.map(lambda x, n=count - start: np.asarray(x)[:n], predict(params, part, key)))
-    actions, imagined, reconstructed = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+    actions, imagined, reconstructed = jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
     return Heldout(
         present=np.asarray(batch.images[:, 0]),
         future=np.asarray(batch.images[:, 1:]),
         imagined=imagined,
         reconstructed=reconstructed,
-        future_mask=np.asarray(batch.image_mask[:, 1:]),
+        future_mask=np.repeat(batch.image_mask[:, 1:], params.tokenizer.config.tubelet, 1),
         actions=np.asarray(policy.codec.decode(jnp.asarray(batch.actions))),
         predicted_actions=actions,
         action_mask=np.asarray(batch.action_mask),

@@ -51,6 +51,19 @@ def bootstrap_difference(a: Outcomes, b: Outcomes, draws: int = 10_000, seed: in
     return Difference(float(difference.mean()), (float(low), float(high)), difference.size)
 
 
+def metric_table(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> list[tuple[str, ...]]:
+    """One row a metric, one column an arm: mean and standard deviation over seeds."""
+    names = dict.fromkeys(name for runs in metrics.values() for run in runs for name in run)
+
+    def cell(values: list[float]) -> str:
+        if not values:
+            return "–"
+        spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+        return f"{np.mean(values):.4g}{spread}"
+
+    return [(name, *(cell([run[name] for run in runs if name in run]) for runs in metrics.values())) for name in names]
+
+
 def study_rows(
     outcomes: Mapping[str, Outcomes], compare: Sequence[tuple[str, str]]
 ) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:

@@ -21,8 +21,11 @@ def add_training_curve(report: Report, path: Path) -> None:
     rows = [row for row in every if "loss" in row]
     names = [name for name in rows[-1] if name.startswith("loss/")] if rows else []
     series = {name.removeprefix("loss/"): [(row["step"], row[name]) for row in rows] for name in names}
+    if rows and "psnr" in rows[-1]:
+        chart = media.curve({"PSNR": [(row["step"], row["psnr"]) for row in rows]}, "Reconstruction", "step", "dB")
+        report.add_image("Training", chart, "Of training clips.")
     if series:
-        chart = media.curve(series, "Velocity error in training", "step", "mean squared error")
+        chart = media.curve(series, "Error in training", "step", "mean squared error")
         report.add_image("Training", chart, "Moving noise levels make single values jump; the trend counts.")
     if scores := [(row["step"], row["score"]) for row in every if "score" in row]:
         chart = media.curve({"success": scores}, "Closed-loop success in training", "step", "success")
@@ -37,7 +40,7 @@ def heldout_rows(results: Mapping[str, Heldout]) -> list[tuple[str, ...]]:
     rows = []
     for name, result in results.items():
         actions, images = result.action_errors(), result.image_errors()
-        figures = [f"{actions[kind]:.3f}" for kind in ("chunk", "first_action")]
+        figures = [f"{actions[kind]:.3f}" if actions else "–" for kind in ("chunk", "first_action")]
         figures += [f"{images[kind]:.4f}" for kind in ("repeat_present", "imagined", "tokenizer")]
         rows.append((name, str(len(result.actions)), *figures))
     return rows

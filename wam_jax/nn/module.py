@@ -7,12 +7,13 @@ A module is a ``flax.nnx`` class: it declares parameters and names their logical
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 Params = dict[str, Any]  # a nested dict of arrays
@@ -48,6 +49,16 @@ class Definition(Generic[M]):
 def _named(tree: Any) -> Any:
     """The numbers of list entries as strings, so that a path is a string everywhere."""
     return {str(key): _named(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def paths(params: Params) -> dict[str, Any]:
+    """The arrays by path, as ``trunk/blocks/video/ffn/up/kernel``."""
+    return flatten_dict(params, sep="/")
+
+
+def by_path(flat: Mapping[str, Any]) -> Params:
+    """The inverse of ``paths``."""
+    return unflatten_dict(dict(flat), sep="/")
 
 
 def define(make: Callable[[nnx.Rngs], M]) -> Definition[M]:

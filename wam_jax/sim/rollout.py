@@ -1,7 +1,7 @@
 """Closed-loop rollouts: policy, physics and pixels as one compiled program over a batch of episodes."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,12 +19,16 @@ from wam_jax.types import Observation, Text
 class Actor(NamedTuple):
     """What controls a batch of episodes.
 
-    ``start(params, states)`` gives its memory, ``act(params, memory, states, key)`` the actions [N, E, A] to execute
-    before acting anew, and the memory after.
+    Attributes:
+      start: ``start(params, states)`` gives its memory.
+      act: ``act(params, memory, states, passed, key)`` gives the actions to execute before acting anew, and the memory
+        after; ``passed`` is what the cameras could see before each of the last E steps (at the start: now).
+      width: E, the number of actions.
     """
 
     start: Callable[[Any, SimState], Any]
-    act: Callable[[Any, Any, SimState, jax.Array], tuple[Float[Array, "N E A"], Any]]
+    act: Callable[[Any, Any, SimState, Stage, jax.Array], tuple[Float[Array, "N E A"], Any]]
+    width: int
 
 
 @jax.tree_util.register_dataclass
@@ -55,8 +59,11 @@ def wam_actor(env: Tabletop, policy: Policy, execute: int) -> Actor:
     def start(params: WamParams, states: SimState) -> Any:
         return policy.init_state(params.policy, observe(env, params, states))
 
-    def act(params: WamParams, memory: Any, states: SimState, key: jax.Array) -> tuple[Float[Array, "N E A"], Any]:
-        chunk, memory = policy.act(params.policy, memory, observe(env, params, states), key)
+    def act(
+        params: WamParams, memory: Any, states: SimState, passed: Stage, key: jax.Array
+    ) -> tuple[Float[Array, "N E A"], Any]:
+        seen = observe(env, params, states, passed, policy.images(params.policy))
+        chunk, memory = policy.act(params.policy, memory, seen, key)
         if memory is not None and chunk.shape[1] != execute:
             raise ValueError(
                 f"the model predicts and remembers {chunk.shape[1]} actions at a time; "
@@ -64,25 +71,30 @@ def wam_actor(env: Tabletop, policy: Policy, execute: int) -> Actor:
             )
         return chunk[:, :execute], memory
 
-    return Actor(start, act)
+    return Actor(start, act, execute)
 
 
 def scripted_actor(env: Tabletop) -> Actor:
     """The scripted expert, or random actions: the parameter 0 or 1 chooses, so that one program serves both."""
 
-    def act(randomness: Float[Array, ""], memory: None, states: SimState, key: jax.Array):
+    def act(randomness: Float[Array, ""], memory: None, states: SimState, passed: Stage, key: jax.Array):
         expert = jax.vmap(env.expert)(states)
         noise = jax.random.uniform(key, expert.shape, minval=-1.0, maxval=1.0)
         return jnp.where(randomness > 0, noise, expert)[:, None], memory
 
-    return Actor(lambda params, states: None, act)
+    return Actor(lambda params, states: None, act, 1)
 
 
-def observe(env: Tabletop, params: WamParams, states: SimState) -> Observation:
-    """What the policy sees of a batch of states."""
+def observe(
+    env: Tabletop, params: WamParams, states: SimState, passed: Stage | None = None, ages: Sequence[int] = (0,)
+) -> Observation:
+    """What the policy sees of a batch of states: images of so many steps ago, the last of now."""
     told = jnp.where(params.misinform, jax.vmap(env.wrong_instruction)(states), states.instruction)
+    now = jax.vmap(env.stage)(states)
+    stages = [jax.tree.map(lambda x, age=age: x[-age], passed) if age else now for age in ages]
+    stage = jax.tree.map(lambda *x: jnp.stack(x, 1), *stages)
     return Observation(
-        images=jax.vmap(env.render)(states),
+        images=jax.vmap(jax.vmap(env.draw))(stage),
         proprio=jax.vmap(env.proprio)(states),
         text=Text(features=params.text.features[told], mask=params.text.mask[told]),
         embodiment=jnp.broadcast_to(params.embodiment, told.shape),
@@ -123,14 +135,14 @@ def rollout(env: Tabletop, actor: Actor, num_steps: int) -> Callable[[Any, Array
             return states, (jax.vmap(env.outcome)(states), *before)
 
         def replan(carry, key):
-            states, memory = carry
-            actions, memory = actor.act(params, memory, states, key)
+            states, memory, passed = carry
+            actions, memory = actor.act(params, memory, states, passed, key)
             states, seen = jax.lax.scan(step, states, jnp.swapaxes(actions, 0, 1))
-            return (states, memory), seen
+            return (states, memory, seen[1]), seen
 
-        memory = actor.start(params, states)
-        width = jax.eval_shape(actor.act, params, memory, states, key)[0].shape[1]
-        _, steps = jax.lax.scan(replan, (states, memory), jax.random.split(key, -(-num_steps // width)))
+        now = jax.tree.map(lambda x: jnp.repeat(x[None], actor.width, 0), jax.vmap(env.stage)(states))
+        start = (states, actor.start(params, states), now)
+        _, steps = jax.lax.scan(replan, start, jax.random.split(key, -(-num_steps // actor.width)))
         outcome, stage, proprio = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_steps], steps)
         return Trace(outcome=outcome, stage=stage, proprio=proprio, instruction=states.instruction)
 
@@ -167,7 +179,10 @@ def imagine(policy: Policy) -> Callable[[WamParams, Array, Array, Array, jax.Arr
         told = jnp.broadcast_to(instruction, proprio.shape[:2])
         text = Text(features=params.text.features[told], mask=params.text.mask[told])
         observation = Observation(
-            images=frames, proprio=proprio, text=text, embodiment=jnp.broadcast_to(params.embodiment, told.shape)
+            images=frames[:, :, None],
+            proprio=proprio,
+            text=text,
+            embodiment=jnp.broadcast_to(params.embodiment, told.shape),
         )
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), observation)
         return policy.imagine(params.policy, flat, key).reshape(*told.shape, -1, *frames.shape[2:])

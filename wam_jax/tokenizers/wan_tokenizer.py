@@ -1,4 +1,4 @@
-"""A Wan video autoencoder as a frozen tokenizer of pictures, each a video of one frame."""
+"""A Wan video autoencoder as a frozen tokenizer of clips."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, UInt8
 
 from wam_jax import assets
 from wam_jax.nn.module import Params
-from wam_jax.tokenizers.visual import to_float, to_uint8
-from wam_jax.tokenizers.wan_vae import SIZES, WanVAE, WanVAEConfig, definition
+from wam_jax.tokenizers.tokenizer import join_cameras, split_cameras, to_float, to_uint8
+from wam_jax.tokenizers.wan_vae import FRAMES_PER_LATENT, SIZES, WanVAE, WanVAEConfig, definition
+from wam_jax.tokenizers.wan_vae_blocks import START, State
 from wam_jax.tokenizers.wan_vae_weights import weight_map
 from wam_jax.weights import mapping
 from wam_jax.weights.files import open_weights
@@ -44,11 +45,21 @@ class WanTokenizerConfig:
         """Rows, columns, channels."""
         return self.image_size[0] // self.vae.stride, self.image_size[1] // self.vae.stride, self.vae.channels
 
+    @property
+    def tubelet(self) -> int:
+        """Pictures of each latent frame after the first."""
+        return FRAMES_PER_LATENT
+
+    @property
+    def temporal(self) -> bool:
+        """A latent frame depends on all pictures before."""
+        return True
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FrozenWanVAE:
-    """A Wan autoencoder as a tokenizer of pictures, like ``visual.FrozenTokenizer``: each is a video of one frame.
+    """A Wan autoencoder as a ``Tokenizer``.
 
     Attributes:
       params: of ``WanVAE``, in the dtype it computes in.
@@ -59,16 +70,22 @@ class FrozenWanVAE:
     config: WanTokenizerConfig = dataclasses.field(metadata={"static": True})
     saved: ClassVar[bool] = False
 
-    def encode(self, images: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B h w C"]:
-        """Normalised latents, float32."""
-        clips = to_float(images.reshape(-1, 1, *images.shape[-3:]))
-        latents = self._vae.encode(clips)
-        return latents.reshape(*images.shape[:-3], *latents.shape[2:])
+    def encode(self, images: UInt8[Array, "B I V H W 3"]) -> Float[Array, "B T V h w C"]:
+        """Normalised latents of whole clips, float32."""
+        return join_cameras(self._vae.encode(split_cameras(to_float(images))), images.shape[2])
 
-    def decode(self, latents: Float[Array, "*B h w C"]) -> UInt8[Array, "*B H W 3"]:
-        """Pixels of normalised latents."""
-        frames = to_uint8(self._vae.decode(latents.reshape(-1, 1, *latents.shape[-3:])))
-        return frames.reshape(*latents.shape[:-3], *frames.shape[2:])
+    def decode(self, latents: Float[Array, "B T V h w C"]) -> UInt8[Array, "B I V H W 3"]:
+        """Pixels of normalised latents, from a clip's first on."""
+        return join_cameras(to_uint8(self._vae.decode(split_cameras(latents))), latents.shape[2])
+
+    def start(self, images: UInt8[Array, "B V H W 3"]) -> tuple[Float[Array, "B V h w C"], State]:
+        """The first latent frame of clips that go on."""
+        return self.step(START, images[:, None])
+
+    def step(self, state: State, images: UInt8[Array, "B tubelet V H W 3"]) -> tuple[Float[Array, "B V h w C"], State]:
+        """Their next latent frame."""
+        latents, state = self._vae.encode_step(state, split_cameras(to_float(images)))
+        return join_cameras(latents, images.shape[2])[:, 0], state
 
     @property
     def _vae(self) -> WanVAE:

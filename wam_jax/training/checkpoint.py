@@ -18,8 +18,7 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
-from wam_jax.nn.module import Params
-from wam_jax.training.partition import paths
+from wam_jax.nn.module import Params, paths
 from wam_jax.training.state import TrainState
 
 _BASE = "base"

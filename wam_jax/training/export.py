@@ -20,11 +20,10 @@ import jinja2
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from wam_jax.nn.module import Params
+from wam_jax.nn.module import Params, by_path, paths
 from wam_jax.tokenizers.visual import FrozenTokenizer
 from wam_jax.training.checkpoint import CheckpointError, Checkpoints
-from wam_jax.training.partition import by_path, paths
-from wam_jax.training.run import CONFIG, MODEL, TOKENIZER, CheckpointRun, Run, export_names
+from wam_jax.training.run import CONFIG, MODEL, TOKENIZER, CheckpointRun, Run
 from wam_jax.training.state import TrainState
 from wam_jax.weights import mapping
 from wam_jax.weights.files import write_safetensors
@@ -39,10 +38,10 @@ def export_safetensors(run: Run, folder: Path, dtype: str = "float32") -> None:
       FileExistsError: if the folder holds an export already.
     """
     params, tokenizer = _all_params(run, dtype), run.tokenizer()
-    write_safetensors(folder, mapping.export(export_names(params), params), _SHARD_BYTES, stem=MODEL)
+    write_safetensors(folder, mapping.export(mapping.own_names(params), params), _SHARD_BYTES, stem=MODEL)
     if isinstance(tokenizer, FrozenTokenizer):
         arrays = {"params": tokenizer.params, "mean": tokenizer.mean, "std": tokenizer.std}
-        write_safetensors(folder, mapping.export(export_names(arrays), arrays), _SHARD_BYTES, stem=TOKENIZER)
+        write_safetensors(folder, mapping.export(mapping.own_names(arrays), arrays), _SHARD_BYTES, stem=TOKENIZER)
     meta = {**run.meta, "identity": {**run.identity, "lora": None, "trainable": None}, "step": run.step}
     (folder / CONFIG).write_text(json.dumps(meta, indent=1) + "\n")
     (folder / "README.md").write_text(model_card(run, params))

@@ -1,4 +1,4 @@
-"""The loss functions that are trained: definition in, ``loss(params, frozen, batch, key)`` out."""
+"""The loss functions that are trained: what decides them in, ``loss(params, frozen, batch, key, step)`` out."""
 
 import dataclasses
 from typing import Any
@@ -8,38 +8,76 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from wam_jax.nn.module import Definition
+from wam_jax.objectives.dynamics import dynamics_loss
 from wam_jax.objectives.flow_matching import flow_matching_loss, known_from_batch
-from wam_jax.objectives.reconstruction import reconstruction_loss
-from wam_jax.tokenizers.visual import Tokenizer, VisualTokenizer
+from wam_jax.objectives.reconstruction import Judges, ReconstructionConfig, reconstruction_loss
+from wam_jax.tokenizers.latent_action import FrozenLatentActions, LatentActionTokenizer
+from wam_jax.tokenizers.tokenizer import Tokenizer, split_cameras
+from wam_jax.tokenizers.visual import TokenizerConfig
 from wam_jax.training.step import LossFn
-from wam_jax.types import Batch
+from wam_jax.types import Batch, StreamData
 from wam_jax.wam.model import WorldActionModel
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokenizers:
+    """What a world action model's data go through first.
+
+    Attributes:
+      visual: images to latents.
+      latent_actions: latents to latent actions, for a stream of that name; None: there is none.
+    """
+
+    visual: Tokenizer
+    latent_actions: FrozenLatentActions | None = None
+
+
 def wam_loss(definition: Definition[WorldActionModel]) -> LossFn:
-    """Flow matching on latents; ``frozen`` is the tokenizer."""
+    """Flow matching on latents; ``frozen`` is ``Tokenizers``."""
 
-    def loss(params: Any, tokenizer: Tokenizer, batch: Batch, key: jax.Array):
+    def loss(params: Any, frozen: Tokenizers, batch: Batch, key: jax.Array, step: Array):
         model = definition.bind(params)
-        return flow_matching_loss(model, known_from_batch(model, *encode_batch(tokenizer, batch)), key)
+        known = known_from_batch(model, *encode_batch(frozen, batch))
+        if not model.spec.chunk_draws:
+            return flow_matching_loss(model, known, key)
+        chunk_key, key = jax.random.split(key)
+        choices = [model.with_chunks(frames) for frames in model.spec.chunk_draws]
+        # One branch runs; all of them are compiled.
+        branches = [lambda known, key, model=model: flow_matching_loss(model, known, key) for model in choices]
+        return jax.lax.switch(jax.random.randint(chunk_key, (), 0, len(branches)), branches, known, key)
 
     return loss
 
 
-def tokenizer_loss(definition: Definition[VisualTokenizer]) -> LossFn:
-    """Reconstruction of every frame of the batch; nothing is frozen."""
+def tokenizer_loss(config: TokenizerConfig, weights: ReconstructionConfig) -> LossFn:
+    """Of every clip of the batch; ``frozen`` is ``Judges``."""
 
-    def loss(params: Any, frozen: None, batch: Batch, key: jax.Array):
-        images = batch.images.reshape(-1, *batch.images.shape[-3:])  # type: ignore[union-attr]
-        return reconstruction_loss(definition.bind(params), images, key)
+    def loss(params: Any, frozen: Judges, batch: Batch, key: jax.Array, step: Array):
+        assert batch.images is not None
+        return reconstruction_loss(config, weights, params, frozen, split_cameras(batch.images), key, step)
 
     return loss
 
 
-def encode_batch(tokenizer: Tokenizer, batch: Batch) -> tuple[Batch, Float[Array, "B T V h w C"]]:
-    """The batch with all its pictures (further streams', too) as normalised latents: as read, or encoded here."""
+def latent_action_loss(definition: Definition[LatentActionTokenizer]) -> LossFn:
+    """Dynamics between consecutive frames; ``frozen`` is ``Tokenizers``, of which the visual one is used."""
+
+    def loss(params: Any, frozen: Tokenizers, batch: Batch, key: jax.Array, step: Array):
+        batch, latents = encode_batch(frozen, batch)
+        return dynamics_loss(definition.bind(params), latents, jnp.asarray(batch.image_mask), key)
+
+    return loss
+
+
+def encode_batch(frozen: Tokenizers, batch: Batch) -> tuple[Batch, Float[Array, "B T V h w C"]]:
+    """The batch with all its images (further streams', too) as normalised latents: as read, or encoded here.
+
+    With latent actions, they are the stream ``latent_action``.
+    """
+    encode = frozen.visual.encode if frozen is not None else None
     streams = {
-        name: dataclasses.replace(data, values=jax.lax.stop_gradient(tokenizer.encode(data.values)))
+        name: dataclasses.replace(data, values=jax.lax.stop_gradient(encode(data.values)))
         if data.values.dtype == jnp.uint8
         else data
         for name, data in batch.streams.items()
@@ -47,5 +85,10 @@ def encode_batch(tokenizer: Tokenizer, batch: Batch) -> tuple[Batch, Float[Array
     latents = batch.latents
     if latents is None:
         assert batch.images is not None
-        latents = jax.lax.stop_gradient(tokenizer.encode(batch.images))
+        latents = jax.lax.stop_gradient(encode(batch.images))
+    if frozen is not None and frozen.latent_actions is not None:
+        mask = jnp.asarray(batch.image_mask)
+        found = frozen.latent_actions.encode(latents, mask)
+        there = (mask[:, :-1] & mask[:, 1:]).any(-1)
+        streams["latent_action"] = StreamData(values=found, mask=there)
     return dataclasses.replace(batch, streams=streams), latents

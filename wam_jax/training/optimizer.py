@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from wam_jax.nn.module import Params
+from wam_jax.nn.module import Params, by_path, paths
 from wam_jax.training.compact import scale_by_compact_adam
 
 Method = Literal["adamw", "muon", "adafactor"]
@@ -118,7 +117,7 @@ def _scale_updates(config: OptimizerConfig) -> optax.GradientTransformation:
     """Each update times its parameter's factor. After the method, so that it is the learning rate that is scaled."""
 
     def update(updates: Any, state: Any, params: Any = None):
-        flat = flatten_dict(updates, sep="/")
+        flat = paths(updates)
         for pattern, _ in config.rates:
             if not any(re.fullmatch(pattern, path) for path in flat):
                 raise ValueError(
@@ -129,7 +128,7 @@ def _scale_updates(config: OptimizerConfig) -> optax.GradientTransformation:
             path: value * jnp.asarray(rate_factor(config, path, value.shape, depth), value.dtype)
             for path, value in flat.items()
         }
-        return unflatten_dict(scaled, sep="/"), state
+        return by_path(scaled), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

@@ -1,12 +1,9 @@
 """Parts of a parameter tree, by the paths of its arrays: what is trained and what is frozen."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from flax.traverse_util import flatten_dict, unflatten_dict
-
-from wam_jax.nn.module import Params
+from wam_jax.nn.module import Params, by_path, paths
 
 Select = Callable[[str], bool]  # the path of an array, as "trunk/blocks/video/ffn/up/kernel", is in the part
 
@@ -27,16 +24,6 @@ def matching(patterns: Sequence[str]) -> Select:
     except re.error as error:
         raise ValueError(f"{patterns} holds no regular expression: {error}") from None
     return lambda path: any(pattern.fullmatch(path) for pattern in compiled)
-
-
-def paths(params: Params) -> dict[str, Any]:
-    """The arrays by path."""
-    return flatten_dict(params, sep="/")
-
-
-def by_path(flat: Mapping[str, Any]) -> Params:
-    """The inverse of ``paths``."""
-    return unflatten_dict(dict(flat), sep="/")
 
 
 def subset(params: Params, select: Select) -> Params:

@@ -8,10 +8,9 @@ import jax
 from jax.sharding import Mesh
 
 from wam_jax.nn.lora import Lora, with_lora
-from wam_jax.nn.module import Definition, define
+from wam_jax.nn.module import Definition, by_path, define, paths
 from wam_jax.policy import Policy, PolicyParams
 from wam_jax.sharding import param_shardings, placed, replicated
-from wam_jax.training.partition import by_path, paths
 from wam_jax.training.run import open_run
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.spec import Interface

@@ -10,15 +10,15 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.nn.lora import Lora, is_factor, merge
-from wam_jax.nn.module import Params
+from wam_jax.nn.module import Params, by_path, paths
 from wam_jax.sharding import placed
-from wam_jax.tokenizers.visual import FrozenTokenizer, Tokenizer, TokenizerConfig, define_tokenizer
-from wam_jax.tokenizers.wan_tokenizer import load_wan_tokenizer
+from wam_jax.tokenizers.published import load_published
+from wam_jax.tokenizers.tokenizer import Tokenizer
+from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer
 from wam_jax.training.checkpoint import CheckpointError, Checkpoints
-from wam_jax.training.partition import by_path, paths
 from wam_jax.weights import mapping
 from wam_jax.weights.files import open_weights
-from wam_jax.weights.mapping import Source, Tensors, WeightMap
+from wam_jax.weights.mapping import Tensors
 
 # An export: config.json, and safetensors files whose names start with these.
 CONFIG, MODEL, TOKENIZER = "config.json", "model", "tokenizer"
@@ -56,7 +56,7 @@ class Run(abc.ABC):
         """
         sizes = self.identity["tokenizer"]
         if "name" in sizes:
-            return load_wan_tokenizer(sizes["name"], tuple(sizes["image_size"]))
+            return load_published(sizes["name"], tuple(sizes["image_size"]))
         return self._saved_tokenizer(abstract_tokenizer(sizes))
 
     @abc.abstractmethod
@@ -153,7 +153,7 @@ class ExportedRun(Run):
 
     def _saved_tokenizer(self, like: FrozenTokenizer) -> FrozenTokenizer:
         tree = {"params": like.params, "mean": like.mean, "std": like.std}
-        arrays = mapping.load(export_names(tree), tree, _open(self._directory, TOKENIZER))
+        arrays = mapping.load(mapping.own_names(tree), tree, _open(self._directory, TOKENIZER))
         return FrozenTokenizer(**arrays, config=like.config)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -163,7 +163,7 @@ class ExportedRun(Run):
         return dict.fromkeys(self.shapes(), "float32")
 
     def load(self, like: Params) -> Params:
-        return mapping.load(export_names(like), like, self._model, unused=(".*",))
+        return mapping.load(mapping.own_names(like), like, self._model, unused=(".*",))
 
 
 def _has_checkpoint(directory: Path) -> bool:
@@ -176,11 +176,6 @@ def _exported_meta(directory: Path) -> dict[str, Any]:
     """What an export's ``config.json`` says; other projects have files of that name, too."""
     file = directory / CONFIG
     return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def export_names(params: Params) -> WeightMap:
-    """The names that our arrays have in an export: their paths, with dots."""
-    return by_path({path: Source(path.replace("/", ".")) for path in paths(params)})
 
 
 def abstract_tokenizer(sizes: dict[str, Any]) -> FrozenTokenizer:

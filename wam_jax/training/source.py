@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from wam_jax import console
-from wam_jax.nn.module import Definition, Params
-from wam_jax.training.partition import paths, subset, union
+from wam_jax.nn.module import Definition, Params, paths
+from wam_jax.training.partition import subset, union
 from wam_jax.training.trainer import Trainer
 
 Shapes = Mapping[str, tuple[int, ...]]

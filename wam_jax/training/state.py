@@ -9,9 +9,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from wam_jax.nn.module import Definition, Params
+from wam_jax.nn.module import Definition, Params, paths
 from wam_jax.sharding import param_shardings, replicated
-from wam_jax.training.partition import Select, everything, paths, subset
+from wam_jax.training.partition import Select, everything, subset
 
 
 @jax.tree_util.register_dataclass

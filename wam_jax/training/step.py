@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from wam_jax.nn.module import Params
 from wam_jax.sharding import batch_sharding, replicated, use_mesh
 from wam_jax.training.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
-LossFn = Callable[[Params, Any, Any, jax.Array], tuple[Float[Array, ""], Metrics]]  # params, frozen, batch, key
+# params, frozen, batch, key, step
+LossFn = Callable[[Params, Any, Any, jax.Array, Int[Array, ""]], tuple[Float[Array, ""], Metrics]]
 StepFn = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]  # state, frozen, batch
 
 
@@ -48,7 +49,7 @@ def make_step(
     def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         with use_mesh(mesh):  # activations are cut as parameters are, and attention knows its platform
-            metrics, grads = _gradients(loss_fn, state.params, frozen, batch, key, accumulate)
+            metrics, grads = _gradients(loss_fn, state.params, frozen, batch, key, state.step, accumulate)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         average = update_ema(state.ema, params, state.step, ema) if ema else {}
@@ -64,12 +65,12 @@ def make_step(
 
 
 def _gradients(
-    loss_fn: LossFn, params: Params, frozen: Any, batch: Any, key: jax.Array, parts: int
+    loss_fn: LossFn, params: Params, frozen: Any, batch: Any, key: jax.Array, step: Int[Array, ""], parts: int
 ) -> tuple[Metrics, Params]:
     """Metrics with the loss, and gradients; means over the parts of the batch."""
 
     def one(batch: Any, key: jax.Array) -> tuple[Metrics, Params]:
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, batch, key)
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, batch, key, step)
         return {"loss": loss, **metrics}, grads
 
     if parts == 1:

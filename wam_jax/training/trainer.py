@@ -8,10 +8,10 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from wam_jax.nn.module import Definition, Params
+from wam_jax.nn.module import Definition, Params, by_path, paths
 from wam_jax.sharding import param_shardings, placed, replicated
 from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
-from wam_jax.training.partition import Select, by_path, everything, paths, subset, union
+from wam_jax.training.partition import Select, everything, subset, union
 from wam_jax.training.state import TrainState, start_state, state_shardings
 from wam_jax.training.step import LossFn, StepFn, make_step
 
@@ -21,7 +21,7 @@ class Trainer:
     """Attributes:
 
     definition: of the model.
-    loss: ``loss(params, frozen, batch, key)`` of all its parameters.
+    loss: ``loss(params, frozen, batch, key, step)`` of all its parameters.
     config: of the optimizer.
     mesh: where everything lives.
     seed: of the parameters and of every step's randomness.
@@ -105,12 +105,12 @@ class Trainer:
             accumulate=self.accumulate,
         )
 
-    def step_loss(self, trained: Params, frozen: Any, batch: Any, key: jax.Array):
+    def step_loss(self, trained: Params, frozen: Any, batch: Any, key: jax.Array, step: jax.Array):
         """The loss as the step has it: of the trained parameters, the others being in ``frozen``."""
         if not self._partial:
-            return self.loss(trained, frozen, batch, key)
+            return self.loss(trained, frozen, batch, key, step)
         rest, further = frozen
-        return self.loss(union(jax.lax.stop_gradient(rest), trained), further, batch, key)
+        return self.loss(union(jax.lax.stop_gradient(rest), trained), further, batch, key, step)
 
     def frozen_argument(self, rest: Params, further: Any) -> Any:
         """What the step takes as ``frozen``: the parameters that are not trained, if any, and what the loss takes."""

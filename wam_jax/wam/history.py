@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from wam_jax.wam.model import Context, Known, WorldActionModel
 from wam_jax.wam.sample import Values, sample
+from wam_jax.wam.spec import KINDS, Stream
 from wam_jax.wam.tokens import Cache, Entry
 from wam_jax.wam.visibility import Group
 
@@ -36,21 +37,14 @@ class History:
 
 def entry_groups(model: WorldActionModel) -> tuple[Group, ...]:
     """The groups of one block that later blocks see, numbered as block 1."""
-    layout = model.layout
-    if layout.frames_per_block != 1:
-        raise ValueError(
-            f"{model.spec.name}: acting with a history needs one frame a block, has {layout.frames_per_block}; "
-            "set chunk_frames=1"
-        )
-    later = [g for g in layout.needed(model.spec.generated, 2) if g.clean and g.block == 1]
-    return tuple(later)
+    return tuple(g for g in model.layout.needed(model.spec.generated, 2) if g.clean and g.block == 1)
 
 
 def empty_history(model: WorldActionModel, known: Known) -> History:
     """No past; ``known`` only gives the shapes."""
     blank = jax.eval_shape(lambda k: _run_block(model, model.begin(k, jnp.zeros(())), k), _as_block(model, known, None))
     entries = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank.entries)
-    absent = tuple(dataclasses.replace(entry, present=jnp.zeros((), bool)) for entry in entries)
+    absent = tuple(dataclasses.replace(entry, present=jnp.zeros(entry.hidden.shape[-2], bool)) for entry in entries)
     slots = [_numbered(Cache(blank.groups, absent), -age) for age in reversed(range(model.spec.history))]
     return History(sum(slots, Cache()), jnp.zeros(()), jnp.zeros((), bool))
 
@@ -58,18 +52,21 @@ def empty_history(model: WorldActionModel, known: Known) -> History:
 def observe(
     model: WorldActionModel, history: History, known: Known, executed: Float[Array, "B k A"] | None
 ) -> tuple[History, Context]:
-    """Adds the present block: ``known``'s frame and state, and the actions that led to them (none at the start).
+    """Adds the present block: ``known``'s frames and state, and the actions that led to them (none at the start).
+
+    The frames are those since the last call, as many as a block has, the newest last; at the start only the last one
+    counts.
 
     Returns:
       the history, and the context for predicting the next block.
     """
     block = _as_block(model, known, executed)
-    step = float(model.interface.frame_steps[1])
+    step, now = float(model.layout.actions_per_block), newest(model, known)
 
     def first(history: History) -> History:
-        context = model.begin(known, jnp.zeros(()))
+        context = model.begin(now, jnp.zeros(()))
         groups = tuple(g for g in model.layout.needed(model.spec.generated, 1) if g.clean and g.block == 0)
-        cache = model.extend(context, groups, known).cache
+        cache = model.extend(context, groups, now).cache
         return History(_with_first(history.cache, cache), jnp.zeros(()), jnp.ones((), bool))
 
     def further(history: History) -> History:
@@ -77,8 +74,14 @@ def observe(
         return History(_shifted(history.cache, _run_block(model, context, block)), history.time + step, history.started)
 
     history = jax.lax.cond(history.started, further, first, history)
-    context = dataclasses.replace(model.begin(known, history.time), cache=history.cache)
+    context = dataclasses.replace(model.begin(now, history.time), cache=history.cache)
     return history, context
+
+
+def newest(model: WorldActionModel, known: Known) -> Known:
+    """Of the frames that are known, the last: what sampling begins from."""
+    views = [s.name for s in model.spec.streams if KINDS[s.kind] == "patches" and s.name in known.values]
+    return dataclasses.replace(known, values={**known.values, **{name: known.values[name][:, -1:] for name in views}})
 
 
 def generate(
@@ -96,13 +99,14 @@ def generate(
     if not model.layout.autoregressive:
         return sample(model, known, key, mode, want=want, steps=steps)
     history, executed, parts = empty_history(model, known), None, []
-    acting = [stream.name for stream in model.spec.streams if stream.kind == "action"]
+    acting = [stream.name for stream in _acting(model)]
     for block in range(model.layout.num_blocks):
         history, context = observe(model, history, known, executed)
-        found = sample(model, known, jax.random.fold_in(key, block), mode, steps=steps, context=context)
+        now = newest(model, known)
+        found = sample(model, now, jax.random.fold_in(key, block), mode, steps=steps, context=context)
         parts.append(found)
         executed = next((found[name] for name in acting if name in found), None)
-        values = {n: found[n][:, -1:] if n in found else data for n, data in known.values.items() if n not in acting}
+        values = {n: found.get(n, data) for n, data in known.values.items() if n not in acting}
         known = dataclasses.replace(known, values={**known.values, **values})
     names = parts[0] if want is None else want
     return {name: jnp.concatenate([part[name] for part in parts], 1) for name in names}
@@ -119,26 +123,48 @@ def _run_block(model: WorldActionModel, context: Context, known: Known) -> Cache
 
 def _as_block(model: WorldActionModel, known: Known, executed: Array | None) -> Known:
     """The present as the data of block 1: a window whose first frame is not looked at."""
-    values, acting = {}, [s for s in model.spec.streams if s.kind == "action"]
+    values, frames = {}, model.layout.frames_per_block
     for name, data in known.values.items():
-        values[name] = jnp.concatenate([data[:, :1], data[:, :1]], 1)
-    for stream in acting:
+        held = jnp.repeat(data[:, :1], 1 + frames - data.shape[1], 1)  # the first, and what is not known of the others
+        values[name] = jnp.concatenate([held, data], 1)
+    for stream in _acting(model):
         if executed is None:
-            k, a = model.layout.actions_per_block, model.interface.action_size
-            executed = jnp.zeros((len(known.embodiment), k, a))
+            executed = jnp.zeros((len(known.embodiment), *model.layout.future_shape(stream, 1)))
         values[stream.name] = executed
     return dataclasses.replace(known, values=values, present={})
 
 
+def _acting(model: WorldActionModel) -> list[Stream]:
+    """What is executed: actions, or latent actions in their stead."""
+    return [stream for stream in model.spec.streams if stream.kind in ("action", "latent_action")]
+
+
 def _with_first(blank: Cache, first: Cache) -> Cache:
-    """``first`` as the newest block of an empty history; groups that a first block lacks stay absent."""
+    """``first`` as the newest block of an empty history.
+
+    It is shorter: groups that it lacks stay absent, and so do the frames before the first.
+    """
     entries = list(blank.entries)
     for group, entry in zip(first.groups, first.entries, strict=True):
-        if group not in blank.groups:
-            continue
-        place = blank.groups.index(group)
-        entries[place] = jax.tree.map(lambda new, old: new.astype(old.dtype), _present(entry), entries[place])
+        for place, slot in enumerate(blank.groups):
+            if group == dataclasses.replace(slot, size=group.size):
+                entries[place] = _padded(entry, slot.size - group.size, entries[place])
     return Cache(blank.groups, tuple(entries))
+
+
+def _padded(entry: Entry, extra: int, like: Entry) -> Entry:
+    """An entry with absent tokens before its own, in the dtypes of ``like``."""
+
+    def pad(x: Array, token_axis: int) -> Array:
+        return jnp.pad(x, [(extra if axis == x.ndim + token_axis else 0, 0) for axis in range(x.ndim)])
+
+    padded = Entry(
+        keys_values=jax.tree.map(lambda x: pad(x, -3), entry.keys_values),
+        bridged=jax.tree.map(lambda x: pad(x, -3), entry.bridged),
+        hidden=pad(entry.hidden, -2),
+        present=jnp.pad(_present(entry).present, (extra, 0)),
+    )
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), padded, like)
 
 
 def _shifted(old: Cache, new: Cache) -> Cache:
@@ -149,7 +175,7 @@ def _shifted(old: Cache, new: Cache) -> Cache:
 
 
 def _present(entry: Entry) -> Entry:
-    return dataclasses.replace(entry, present=jnp.ones((), bool))
+    return dataclasses.replace(entry, present=jnp.ones(entry.hidden.shape[-2], bool))
 
 
 def _numbered(cache: Cache, block: int) -> Cache:

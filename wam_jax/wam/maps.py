@@ -100,7 +100,9 @@ class StreamMap(nnx.Module):
                 grid_positions(rngs.params(), cameras, *layout.grid, width), axes=(None, None, None, "embed")
             )
         elif self.kind == "steps":
-            self.position = nnx.Param(_queries(rngs, layout.size(stream, 1), width), axes=(None, "embed"))
+            # Blocks of changing length share the positions of one frame's actions; rotary ones tell the frames apart.
+            frames = layout.frames_per_block if spec.chunk_draws else 1
+            self.position = nnx.Param(_queries(rngs, layout.size(stream, 1) // frames, width), axes=(None, "embed"))
         if stream.role == "context":
             return
         if stream.head == "diffusion":

@@ -108,6 +108,15 @@ class WorldActionModel(nnx.Module):
         }
         return Conditioning(expert.width, {name: sizes[name] for name in expert.conditions}, rngs)
 
+    def with_chunks(self, frames: int) -> "WorldActionModel":
+        """The same parameters over blocks of another length."""
+        twin = nnx.merge(*nnx.split(self))
+        twin.spec = dataclasses.replace(self.spec, chunk_frames=frames)
+        twin.layout = Layout(twin.spec, self.interface)
+        for stream_map in twin.maps.values():
+            stream_map.layout = twin.layout
+        return twin
+
     def begin(self, known: Known, time: Float[Array, ""] | None = None) -> Context:
         """Instruction and state, made ready for all passes; nothing has run yet."""
         dtype = jnp.dtype(self.spec.dtype)

@@ -161,6 +161,7 @@ class Spec:
       streams, experts, visibility, noise, modes: the table.
       num_layers, num_heads, head_dim: of the trunk; the attention width is num_heads * head_dim in every expert.
       chunk_frames: cut the future into blocks of so many frames, and actions alike; None leaves it in one block.
+      chunk_draws: training draws the frames of a block from these, a step at a time; it acts with ``chunk_frames``.
       history: blocks of the past kept in the rolling cache; chunk-causal specs act with it.
       patch_size: latent rows and columns merged into one video token.
       learned_positions: learned grid positions beside rotary ones, shared by cameras; else cameras lie side by side in
@@ -189,6 +190,7 @@ class Spec:
     visibility: Rule = FIRST_FRAME_CAUSAL & ISOLATED
     noise: Joint = INDEPENDENT
     chunk_frames: int | None = None
+    chunk_draws: tuple[int, ...] = ()
     history: int = 0
     patch_size: int = 2
     learned_positions: bool = True
@@ -252,6 +254,7 @@ def _problems(spec: Spec) -> Iterable[str]:
         yield f"remat {spec.remat!r} is unknown (has: {', '.join(REMAT)})"
     if spec.chunk_frames is not None and spec.chunk_frames < 1:
         yield f"chunk_frames must be 1 or more, or None for a future in one block, got {spec.chunk_frames}"
+    yield from _chunk_problems(spec)
     for items, what in ((spec.streams, "streams"), (spec.experts, "experts"), (spec.modes, "modes")):
         names = [item.name for item in items]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -263,6 +266,16 @@ def _problems(spec: Spec) -> Iterable[str]:
         yield from (f"stream {stream.name!r}: {problem}" for problem in _stream_problems(spec, stream))
     for mode in spec.modes:
         yield from (f"mode {mode.name!r}: {problem}" for problem in _mode_problems(spec, mode))
+
+
+def _chunk_problems(spec: Spec) -> Iterable[str]:
+    if not spec.chunk_draws:
+        return
+    if spec.chunk_frames is None or min(spec.chunk_draws) < 1:
+        yield f"chunk_draws must be 1 or more each, beside a chunk_frames, got {spec.chunk_draws}"
+    queried = [s.name for s in spec.streams if s.role == "predicted" or s.head == "diffusion"]
+    if queried:
+        yield f"chunk_draws: stream {queried[0]!r} has a learned query for each token of a block; set chunk_draws=()"
 
 
 def _noise_problems(spec: Spec) -> Iterable[str]:

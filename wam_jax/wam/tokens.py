@@ -21,13 +21,13 @@ class Entry:
       keys_values: in each stretch that it ran in, by the stretch's number; all layers.
       bridged: keys and values for each expert that reads it, all of that expert's layers.
       hidden: its tokens after its last layer.
-      present: False hides the entry (a slot of a rolling cache that is not filled yet); None is always there.
+      present: which tokens are there: those of a rolling cache's slot that is not filled yet are hidden. None: all.
     """
 
     keys_values: dict[int, KeysValues]
     bridged: dict[str, KeysValues]
     hidden: Float[Array, "B n D"]
-    present: Bool[Array, ""] | None = None
+    present: Bool[Array, "n"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from wam_jax.nn.module import Params
+from wam_jax.nn.module import Params, by_path, paths
 
 Shape = tuple[int, ...]
 
@@ -90,6 +89,11 @@ def layer_norm(name: str) -> WeightMap:
     return {"scale": Source(f"{name}.weight"), "bias": Source(f"{name}.bias")}
 
 
+def own_names(params: Params) -> WeightMap:
+    """The map of files that this project writes: paths, with dots."""
+    return by_path({path: Source(path.replace("/", ".")) for path in paths(params)})
+
+
 def check(weight_map: WeightMap, ours: Params, theirs: Mapping[str, Shape], unused: Sequence[str] = ()) -> None:
     """Compares names and shapes on both sides; nothing is read.
 
@@ -103,8 +107,8 @@ def check(weight_map: WeightMap, ours: Params, theirs: Mapping[str, Shape], unus
       WeightsMismatch: a parameter without a source, a source without a parameter, a tensor that is missing, left over
         or of another shape.
     """
-    table = flatten_dict(weight_map, sep="/")
-    shapes = {path: tuple(leaf.shape) for path, leaf in flatten_dict(ours, sep="/").items()}
+    table = paths(weight_map)
+    shapes = {path: tuple(leaf.shape) for path, leaf in paths(ours).items()}
     used: dict[str, list[tuple[int, int]]] = {}
     wrong, missing = [], []
     for path in table.keys() & shapes.keys():
@@ -143,16 +147,16 @@ def load(weight_map: WeightMap, like: Params, checkpoint: Tensors, unused: Seque
       WeightsMismatch: as ``check`` says, or a tensor of integers (quantised weights) where ours has floats.
     """
     check(weight_map, like, checkpoint.shapes(), unused)
-    table = flatten_dict(weight_map, sep="/")
-    loaded = {path: _load(table[path], leaf, checkpoint) for path, leaf in flatten_dict(like, sep="/").items()}
-    return unflatten_dict(loaded, sep="/")
+    table = paths(weight_map)
+    loaded = {path: _load(table[path], leaf, checkpoint) for path, leaf in paths(like).items()}
+    return by_path(loaded)
 
 
 def export(weight_map: WeightMap, params: Params) -> Iterator[tuple[str, np.ndarray]]:
     """Our parameter tree as the checkpoint's tensors, one after another, in the order of the table."""
-    arrays = flatten_dict(params, sep="/")
+    arrays = paths(params)
     waiting: dict[str, dict[int, np.ndarray]] = {}
-    for path, source in flatten_dict(weight_map, sep="/").items():
+    for path, source in paths(weight_map).items():
         for layer, name in enumerate(source.names(arrays[path].shape)):
             tensor = source.to_theirs(np.asarray(arrays[path][layer] if source.stacked else arrays[path]))
             index, count = source.part

@@ -63,7 +63,8 @@ def make_spec(name: str, size: str = "debug", **changes: Any) -> Spec:
         raise ValueError(f"model {name!r} has no {unknown[0]!r}{_near(unknown[0], known)} (has: {', '.join(known)})")
     numbers = dataclasses.replace(numbers, **{k: _frozen(v) for k, v in changes.items() if k in sized})
     spec = found.make(numbers, **{k: v for k, v in changes.items() if k in options})
-    return dataclasses.replace(spec, **{k: v for k, v in changes.items() if k in fields - sized - options})
+    own = {k: _frozen(v) for k, v in changes.items() if k in fields - sized - options}
+    return dataclasses.replace(spec, **own)
 
 
 def published(name: str, size: str) -> tuple[Spec, Interface]:

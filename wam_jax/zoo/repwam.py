@@ -22,30 +22,31 @@ REPVITOK = Interface(
     },
     {"1.3b": REPVITOK, "5b": REPVITOK},
 )
-def repwam(size: Size, *, latent_actions: bool = False, history: int = 3) -> Spec:
+def repwam(size: Size, *, robot_actions: bool = True, latent_actions: bool = False, history: int = 3) -> Spec:
     """RepWAM: one attention for video and actions, feed-forwards of their own, chunk after chunk.
 
     arXiv 2606.13674. Kept: attention shared and feed-forward own in every block, teacher forcing on clean past chunks,
-    one noise level for both, uniform, five video and ten action steps, a window (``history`` blocks; there 32);
-    ``latent_actions`` trains its first stage, on latent actions that ``Batch.streams`` brings; it does not act.
-    Differs: flow time runs from data to noise (the paper's α is 1 - t); chunks of one frame (there 1 to 4 in training,
-    2 in use).
+    one noise level for both, uniform, five video and ten action steps, a window (``history`` blocks; there 32). Its
+    first stage has ``latent_actions`` and no ``robot_actions``; with both, it predicts them jointly (the ablation that
+    fails in the paper). Differs: flow time runs from data to noise (the paper's α is 1 - t); chunks of one frame,
+    unless ``chunk_frames`` (in use: 2 in the paper) and ``chunk_draws`` (in training: 1 to 4) say otherwise.
 
     ``size.action_ffn`` is the feed-forward width of the action expert. The paper gives "h_a = 768, about +350M" and
     does not say of which dimension; the published sizes here have what comes to 354M.
     """
-    acting = action(name="latent_action", kind="latent_action") if latent_actions else action()
+    acting = [action(name="latent_action", kind="latent_action")] if latent_actions else []
+    acting += [action()] if robot_actions else []
     return Spec(
         name="repwam",
         experts=(
             video_expert(size),
             action_expert(size, width=size.video, attention_of="video"),
         ),
-        streams=(video(), acting),
+        streams=(video(), *acting),
         visibility=CHUNK_CAUSAL & window(max(history, 1) + 1),
         noise=Coupled(),
         chunk_frames=1,
         history=history,
-        modes=(together("policy", Move("video", steps=5), Move(acting.name, steps=10), steps=10),),
+        modes=(together("policy", Move("video", steps=5), *(Move(s.name, steps=10) for s in acting), steps=10),),
         **size.trunk(),
     )

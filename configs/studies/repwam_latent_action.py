@@ -1,0 +1,41 @@
+"""Does video without actions help where demonstrations are few, and do latent actions make more of it?
+
+    wam train --config configs/repwam/tokenizer.py --workdir runs/repwam/tokenizer
+    wam train --config configs/repwam/latent_action.py --workdir runs/repwam/latent_action
+    wam study configs/studies/repwam_latent_action.py
+
+360 episodes of each task are video alone, 40 are labelled. RepWAM (arXiv 2606.13674) finds two stages (latent actions,
+then the robot's) better than pretraining without them, and predicting both at once worse. All arms have the tokenizers
+above and the same training on labelled episodes; "demonstrations" has only that, "joint" has the steps of both stages.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.repwam import common
+
+STEPS = 1000  # of each stage
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.base = common.get_config()
+    config.base.tokenizer.init = "runs/repwam/tokenizer"
+    config.base.latent_action.init = "runs/repwam/latent_action"
+    config.base.data.split = "train[:40]"
+    config.base.train.optimizer.steps = STEPS
+    config.base.evaluation.films = 0
+    config.seeds = (0, 1, 2)
+    video = {"data.unlabelled": "train[40:]"}
+    config.arms = ConfigDict(
+        {
+            "demonstrations": {},
+            "video": {"before": {**video, "model.options.robot_actions": False}},
+            "two_stage": {
+                "before": {**video, "model.options.robot_actions": False, "model.options.latent_actions": True}
+            },
+            "joint": {**video, "model.options.latent_actions": True, "train.optimizer.steps": 2 * STEPS},
+        },
+        allow_dotted_keys=True,
+    )
+    config.compare = (("two_stage", "video"), ("two_stage", "joint"), ("joint", "video"), ("video", "demonstrations"))
+    return config

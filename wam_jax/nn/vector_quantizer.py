@@ -1,0 +1,77 @@
+"""A codebook: vectors become the nearest of a few learned ones.
+
+VQ-VAE (van den Oord et al., arXiv 1711.00937), straight-through, with its codebook and commitment losses. Vectors and
+codes lie on one sphere, as in ViT-VQGAN (Yu et al., arXiv 2110.04627): on scales of their own they drift apart, and
+then few codes are ever nearest.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from wam_jax.nn.module import normal
+
+COMMITMENT = 0.25  # weight of the commitment loss beside the codebook's, as in VQ-VAE
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """Attributes:
+
+    values: the nearest codes' vectors; their gradient is passed on to what was quantised as it is.
+    codes: the nearest codes.
+    loss: of each vector, mean over its dimensions: the code's pull to it, and ``COMMITMENT`` times its own to the code.
+    """
+
+    values: Float[Array, "*B A"]
+    codes: Int[Array, "*B"]
+    loss: Float[Array, "*B"]
+
+
+class VectorQuantizer(nnx.Module):
+    """``count`` codes of ``size`` dimensions, of root mean square 1 each."""
+
+    def __init__(self, count: int, size: int, rngs: nnx.Rngs):
+        self.codebook = nnx.Param(normal(1)(rngs.params(), (count, size)), axes=(None, None))
+
+    def vectors(self) -> Float[Array, "E A"]:
+        """The codes' vectors."""
+        return on_sphere(self.codebook[...])
+
+    def __call__(self, x: Float[Array, "*B A"]) -> Quantized:
+        x, vectors = on_sphere(x), self.vectors()
+        codes = nearest(jax.lax.stop_gradient(x), jax.lax.stop_gradient(vectors))
+        chosen = vectors[codes]
+        codebook_loss = jnp.mean((chosen - jax.lax.stop_gradient(x)) ** 2, -1)
+        commitment_loss = jnp.mean((x - jax.lax.stop_gradient(chosen)) ** 2, -1)
+        return Quantized(straight_through(x, chosen), codes, codebook_loss + COMMITMENT * commitment_loss)
+
+
+def nearest(x: Float[Array, "*B A"], vectors: Float[Array, "E A"]) -> Int[Array, "*B"]:
+    """The index of the vector at the least Euclidean distance; the first of equals."""
+    return jnp.argmin(jnp.sum(vectors**2, -1) - 2 * x @ vectors.T, -1)
+
+
+def straight_through(x: Float[Array, "*S"], quantized: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """``quantized``, with the gradient of ``x``: exactly the identity's."""
+    return jax.lax.stop_gradient(quantized) + (x - jax.lax.stop_gradient(x))
+
+
+def on_sphere(x: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
+    """``x`` scaled to a root mean square of 1 over its last axis."""
+    return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-12)
+
+
+def code_counts(codes: Int[Array, "*B"], counted: Bool[Array, "*B"], count: int) -> Float[Array, "E"]:
+    """How often each of ``count`` codes occurs where ``counted``."""
+    return jnp.zeros(count).at[codes.reshape(-1)].add(counted.reshape(-1).astype(jnp.float32))
+
+
+def perplexity(counts: Float[Array, "E"]) -> Float[Array, ""]:
+    """exp(entropy): so many codes, used equally often, are as hard to guess. 1 where nothing was counted."""
+    share = counts / jnp.maximum(counts.sum(), 1)
+    return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-12)), 0)))
