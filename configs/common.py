@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     config.data.text_tokens = 16  # instructions are padded to so many; a longer one is not cut
 
     config.tokenizer = ConfigDict()
-    config.tokenizer.name = ""  # a published one: wan21_vae | wan22_vae; empty: trained here
+    config.tokenizer.name = ""  # a published one: wan21_vae | wan22_vae | taef2; empty: trained here
     config.tokenizer.init = ""  # a run whose tokenizer is taken; config.init's is, without being named here
     config.tokenizer.sizes = ConfigDict(
         {"patch_size": 8, "channels": 8, "width": 128, "ffn_ratio": 2, "encoder_layers": 1, "decoder_layers": 2}

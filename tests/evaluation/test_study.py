@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wam_jax.evaluation.study import arm_result, bootstrap_difference, study_rows
+from wam_jax.evaluation.study import arm_result, bootstrap_difference, metric_table, study_rows
 
 
 def test_pooled_and_single_seeds():
@@ -53,3 +53,8 @@ def test_tables():
     arms, differences = study_rows(outcomes, [("a", "b")])
     assert arms[0][::2] == ("a", "1.000, 1.000")
     assert differences == [("a - b", "+1.00 [+1.00, +1.00]", "yes")]
+
+
+def test_metrics_are_a_row_each_with_their_spread_over_seeds():
+    table = metric_table({"a": [{"psnr": 20.0, "ols": 1.0}, {"psnr": 22.0, "ols": 1.0}], "b": [{"psnr": 30.0}]})
+    assert table == [("psnr", "21 ± 1.4", "30"), ("ols", "1 ± 0", "–")]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wam_jax.nn.discriminator import DiscriminatorConfig, GroupNorm, define_discriminator
+from wam_jax.nn.discriminator import Conv, DiscriminatorConfig, GroupNorm, define_discriminator
 from wam_jax.nn.module import define
 
 SMALL = DiscriminatorConfig(width=4, halvings=2, groups=2)
@@ -51,7 +51,7 @@ def test_a_logit_sees_a_patch(halvings, patch, monkeypatch):
     definition = define_discriminator(DiscriminatorConfig(width=2, halvings=halvings, groups=2))
     judge = definition.bind(definition.init(jax.random.key(0)))
     middle = 48 // 2**halvings // 2 - 1
-    seen = jax.grad(lambda x: judge(x)[0, middle, middle])(pictures(1, 48, 48, 3))
+    seen = jax.jit(jax.grad(lambda x: judge(x)[0, middle, middle]))(pictures(1, 48, 48, 3))
     for axis in (1, 2):
         found = np.flatnonzero(np.abs(seen).sum(tuple({0, 1, 2, 3} - {axis})))
         assert found[-1] + 1 - found[0] == patch
@@ -62,6 +62,16 @@ def test_a_picture_is_judged_by_itself():
     params, batch = definition.init(jax.random.key(0)), pictures(3, 16, 16, 3)
     judge = jax.jit(lambda x: definition.bind(params)(x))
     np.testing.assert_allclose(judge(batch)[1:2], judge(jnp.broadcast_to(batch[1:2], batch.shape))[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+def test_a_convolution_is_the_same_on_every_platform(stride, size, monkeypatch):
+    definition = define(lambda rngs: Conv(3, 5, stride, rngs))
+    conv, x = definition.bind(definition.init(jax.random.key(0))), pictures(2, *size, 3)
+    here = conv(x)
+    monkeypatch.setattr("wam_jax.nn.discriminator.ambient_platform", lambda: "tpu")
+    np.testing.assert_allclose(here, conv(x), atol=1e-5)
 
 
 def test_group_norm_equals_its_formula():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from wam_jax.nn.attention import attend
 from wam_jax.nn.embeddings import Conditioning
@@ -106,3 +107,18 @@ def test_conditioning_depends_on_its_conditions_and_on_no_other():
     np.testing.assert_array_equal(base, conditioning(level, {"text": text, "state": -other})[0])
     assert np.abs(base - conditioning(level, {"text": -text, "state": other})[0]).max() > 1e-3
     assert np.abs(base[:, 0] - base[:, 1]).max() > 1e-3
+
+
+def test_a_long_list_keeps_its_order():
+    """By name, entry 10 would come before entry 2."""
+
+    class Chain(nnx.Module):
+        def __init__(self, rngs):
+            self.layers = nnx.List([Linear(1, 1, (None, None), rngs) for _ in range(12)])
+
+    definition = define(Chain)
+    params = definition.init(jax.random.key(0))
+    for number in range(12):
+        params["layers"][str(number)]["bias"] = jnp.full(1, float(number))
+    bound = definition.bind(params)
+    assert [float(layer.bias[...][0]) for layer in bound.layers] == list(range(12))

@@ -1,7 +1,5 @@
 """Two players in one scalar: each gets its own gradient and none of the other's, scaled as it should be."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,16 +45,16 @@ def params():
     }
 
 
-@functools.cache
-def gradients(weight: float = WEIGHT):
-    """``run(params, real, active)``: what one step sees of the adversarial part alone."""
+@jax.jit
+def gradients(params, real, active, weight):
+    """What one step sees of the adversarial part alone: ((value, metrics), gradients of parameters and ``real``)."""
 
-    def loss(params, real, active):
+    def loss(params, real):
         fake = decode(params["tokenizer"])
         _, _, others = with_gradient(lambda decoded: picture_error(decoded, real), fake)
         return adversarial_loss(DEFINITION, params["discriminator"], real, fake, others, weight, active)
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, real)
 
 
 def assert_equal_trees(found, expected) -> None:
@@ -72,8 +70,8 @@ def test_hinges_by_hand():
 
 
 def test_each_player_gets_its_own_gradient_and_nothing_else(params):
-    real, active = normal(3, 2, 8, 8, 3), jnp.array(True)
-    (value, metrics), (found, on_real) = gradients()(params, real, active)
+    real = normal(3, 2, 8, 8, 3)
+    (value, metrics), (found, on_real) = gradients(params, real, True, WEIGHT)
     fake = decode(params["tokenizer"])
 
     @jax.jit
@@ -101,15 +99,15 @@ def test_each_player_gets_its_own_gradient_and_nothing_else(params):
 
 
 def test_without_weight_the_decoder_gets_exactly_nothing_and_the_discriminator_the_same(params):
-    real, active = normal(3, 2, 8, 8, 3), jnp.array(True)
-    _, (weighted, _) = gradients()(params, real, active)
-    _, (weightless, _) = gradients(0.0)(params, real, active)
+    real = normal(3, 2, 8, 8, 3)
+    _, (weighted, _) = gradients(params, real, True, WEIGHT)
+    _, (weightless, _) = gradients(params, real, True, 0.0)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(weightless["tokenizer"]))
     assert_equal_trees(weightless["discriminator"], weighted["discriminator"])
 
 
 def test_before_the_start_all_is_exactly_zero(params):
-    (value, metrics), found = gradients()(params, normal(3, 2, 8, 8, 3), jnp.array(False))
+    (value, metrics), found = gradients(params, normal(3, 2, 8, 8, 3), False, WEIGHT)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves((value, metrics, found)))
 
 

@@ -98,7 +98,7 @@ def test_a_latent_frame_is_aligned_to_the_picture_that_closes_it(frames, picture
 def test_pictures_that_do_not_divide_into_latent_frames_are_refused(frames, pictures):
     message = (
         rf"^the teacher has features of {pictures} pictures, which are not those of {frames} latent frames; "
-        rf"give it {frames} pictures, or 1 \+ {frames - 1} n$"
+        rf"give it {frames}, or 1 \+ {frames - 1} n of them$"
     )
     with pytest.raises(ValueError, match=message):
         cosine(normal(0, 1, frames, 2, 2, 3), normal(1, 1, pictures, 2, 2, 3))

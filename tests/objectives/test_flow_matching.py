@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wam_jax.objectives.flow_matching import flow_matching_loss, known_from_batch, masked_mean
+from wam_jax.training.losses import wam_loss
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.noise import (
     Asynchronous,
@@ -263,3 +264,27 @@ def test_asynchronous_actions_run_ahead_of_the_video():
 def test_bell_weighs_the_middle_most():
     assert float(Bell(2.0)(jnp.float32(0.5))) == 1.0
     assert float(Bell(2.0)(jnp.float32(0.0))) == pytest.approx(np.exp(-0.5))
+
+
+def test_training_draws_the_length_of_blocks(tiny, batch):
+    """The loss is that of one of the lengths, with the same parameters; which one, the step's key decides."""
+    definition = tiny.define("repwam", chunk_draws=(1, 2))
+    params = tiny.params(definition)
+    loss = jax.jit(wam_loss(definition))
+    latents = jnp.asarray(batch.latents)
+
+    @jax.jit
+    def of_length(key):
+        model = definition.bind(params)
+        known = known_from_batch(model, batch, latents)
+        return [flow_matching_loss(model.with_chunks(length), known, key)[0] for length in (1, 2)]
+
+    drawn = set()
+    for seed in range(6):
+        key = jax.random.key(seed)
+        found = float(loss(params, None, batch, key, jnp.zeros((), jnp.int32))[0])
+        by_length = [float(x) for x in of_length(jax.random.split(key)[1])]
+        assert by_length[0] != by_length[1]
+        drawn.add(int(np.argmin(np.abs(np.array(by_length) - found))))
+        assert min(abs(x - found) for x in by_length) < 1e-4 * abs(found)
+    assert drawn == {0, 1}

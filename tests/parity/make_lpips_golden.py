@@ -25,7 +25,7 @@ for operator in ("nms", "qnms"):
 import lpips  # noqa: E402
 
 FILES = {"alex": "alexnet", "vgg": "vgg16"}
-SIZES = {"64x64": (64, 64), "47x70": (47, 70)}
+SIZES = {"alex": ((64, 64), (47, 70)), "vgg": ((47, 70),)}
 
 
 def picture(rows: int, columns: int, kind: int) -> np.ndarray:
@@ -75,8 +75,8 @@ def main() -> None:
     for net in FILES:
         params = packaged(net)
         model = original(net, params)
-        for name, size in SIZES.items():
-            a, b = pairs(*size)
+        for rows, columns in SIZES[net]:
+            name, (a, b) = f"{rows}x{columns}", pairs(rows, columns)
             inputs |= {f"{name}/a": a, f"{name}/b": b}
             with torch.inference_mode():
                 outputs[f"{net}/{name}"] = model(prepared(a), prepared(b)).numpy().reshape(-1)

@@ -54,7 +54,7 @@ def draw_scenes(task: str, image_size: int, count: int, seed: int) -> Scenes:
     rng, parts = np.random.default_rng(seed), []
     for batch in range(-(-count // _BATCH)):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), batch), _BATCH)
-        parts.append(jax.tree.map(np.asarray, run(keys, rng.integers(env.episode_steps, size=_BATCH))))
+        parts.append(jax.tree.map(np.asarray, run(keys, jnp.asarray(rng.integers(env.episode_steps, size=_BATCH)))))
     return Scenes(*(np.concatenate(column)[:count] for column in zip(*parts, strict=True)))
 
 

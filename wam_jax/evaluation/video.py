@@ -4,6 +4,7 @@ PSNR, SSIM and LPIPS compare each predicted picture with the true one. A Fréche
 pictures with all true ones, and is named by the network whose features it uses: FVD is that of one network only.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -111,7 +112,7 @@ def _windowed(values: Float[Array, "*B H W C"]) -> Float[Array, "*B h w C"]:
     for axis in (-3, -2):
         size = values.shape[axis] - _WINDOW + 1
         slices = [jax.lax.slice_in_dim(values, i, i + size, axis=axis % values.ndim) for i in range(_WINDOW)]
-        values = sum(float(weight) * part for weight, part in zip(weights, slices, strict=True))
+        values = functools.reduce(jnp.add, (float(w) * part for w, part in zip(weights, slices, strict=True)))
     return values
 
 

@@ -4,28 +4,33 @@ import math
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
 from wam_jax.nn.module import normal
 
-_KERNEL = 4  # neighbouring patches overlap, so that no seams show between them
+_KERNEL = 3  # neighbouring patches overlap, so that no seams show between them
 _LEAST_WIDTH = 16
 
 
 class TransposedConv(nnx.Module):
-    """Twice as many rows and columns; the channels' number changes."""
+    """Twice as many rows and columns; the channels' number changes.
+
+    As a sub-pixel convolution (Shi et al., arXiv 1609.05158): a plain convolution gives the four pixels of every place.
+    A transposed one of stride 2 and kernel 4 is that with a part of its kernel zero; its gradient is not computed fast
+    everywhere.
+    """
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
-        shape = (_KERNEL, _KERNEL, inputs, outputs)
-        # Every pixel is reached by a quarter of the kernel.
-        self.kernel = nnx.Param(normal(inputs * _KERNEL**2 // 4)(rngs.params(), shape), axes=(None,) * 4)
+        shape = (_KERNEL, _KERNEL, inputs, 4 * outputs)
+        self.kernel = nnx.Param(normal(inputs * _KERNEL**2)(rngs.params(), shape), axes=(None,) * 4)
         self.bias = nnx.Param(jnp.zeros(outputs), axes=(None,))
 
     def __call__(self, x: Float[Array, "B r c I"]) -> Float[Array, "B 2*r 2*c O"]:
         kernel, bias = (p[...].astype(x.dtype) for p in (self.kernel, self.bias))
-        out = jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return out + bias
+        out = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return rearrange(out, "b r c (p q o) -> b (r p) (c q) o", p=2, q=2) + bias
 
 
 class Upsampler(nnx.Module):

@@ -27,6 +27,7 @@ class Definition(Generic[M]):
 
     graph: Any
     make: Callable[[nnx.Rngs], M]
+    keys: Any = dataclasses.field(compare=False)  # the parameter tree with flax's own keys: of lists, numbers
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32. Pure in ``key``."""
@@ -34,7 +35,7 @@ class Definition(Generic[M]):
 
     def bind(self, params: Params) -> M:
         """The module with these arrays, ready to be called."""
-        return nnx.merge(self.graph, params)
+        return nnx.merge(self.graph, _as_flax_has_it(params, self.keys))
 
     def shapes(self) -> Params:
         """The parameter tree as ``jax.ShapeDtypeStruct``; nothing is allocated."""
@@ -51,6 +52,14 @@ def _named(tree: Any) -> Any:
     return {str(key): _named(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
+def _as_flax_has_it(tree: Any, keys: Any) -> Any:
+    """The inverse of ``_named``. By name, entry 10 of a list would come before entry 2."""
+    if not isinstance(tree, dict):
+        return tree
+    own = {str(key): key for key in keys}
+    return {own[name]: _as_flax_has_it(value, keys[own[name]]) for name, value in tree.items()}
+
+
 def paths(params: Params) -> dict[str, Any]:
     """The arrays by path, as ``trunk/blocks/video/ffn/up/kernel``."""
     return flatten_dict(params, sep="/")
@@ -63,8 +72,8 @@ def by_path(flat: Mapping[str, Any]) -> Params:
 
 def define(make: Callable[[nnx.Rngs], M]) -> Definition[M]:
     """The definition of the module that ``make`` builds; no parameter is allocated."""
-    graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    return Definition(graph, make)
+    graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return Definition(graph, make, nnx.to_pure_dict(state))
 
 
 def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:

@@ -92,8 +92,8 @@ def marginal_distance(
 ) -> Float[Array, ""]:
     """Mean of max(0, |cos(z_i, z_j) - cos(f_i, f_j)| - margin) over all pairs of positions of a picture.
 
-    VA-VAE's marginal distance matrix similarity loss (arXiv 2501.01423), with the margin of its code, which
-    compares projected latents. Only similarities within each are compared, so latents of any width will do.
+    VA-VAE's marginal distance matrix similarity loss (arXiv 2501.01423), with the margin of its code, which compares
+    projected latents. Similarities within each side are all that counts, so latents of any width will do.
 
     Raises:
       ValueError: see ``on_grid``.
@@ -118,7 +118,7 @@ def on_grid(
     if pictures < frames or (pictures - 1) % further or (frames == 1 < pictures):
         raise ValueError(
             f"the teacher has features of {pictures} pictures, which are not those of {frames} latent frames; give it "
-            f"{frames} pictures, or 1 + {frames - 1} n"
+            f"{frames}, or 1 + {frames - 1} n of them"
         )
     closing = jax.lax.stop_gradient(teacher)[:, :: max((pictures - 1) // further, 1)]
     return resize(closing, rows, columns)

@@ -31,8 +31,8 @@ class ReconstructionConfig:
 
     Attributes:
       l1, l2: mean absolute and squared error of pixels in [-1, 1].
-      perceptual: LPIPS.
-      adversarial: beside all that pixels alone decide, by the length of its gradient.
+      perceptual: LPIPS, of one image of each clip, drawn at random: networks cost more than pixels.
+      adversarial: of the same images, weighted by the length of their gradient so far.
       adversarial_start: first step with a discriminator.
       discriminator_width, discriminator_halvings: see ``DiscriminatorConfig``.
       alignment: to the teacher's features.
@@ -125,35 +125,51 @@ def reconstruction_loss(
     """
     target = to_float(images)
     tokenizer = define_tokenizer(config).bind(params["tokenizer"])
+    noise_key, pick_key = jax.random.split(key)
     latents = tokenizer.encode(target)
     scale = jnp.sqrt(jnp.mean(latents**2) + 1e-6)
-    decoded = tokenizer.decode(latents + weights.latent_noise * jax.random.normal(key, latents.shape))
-    flat, real = (x.reshape(-1, *x.shape[2:]) for x in (decoded, target))
-
-    def picture_error(decoded: Float[Array, "N H W 3"]) -> tuple[Float[Array, ""], Metrics]:
-        error = decoded - real
-        squared = jnp.mean(error**2)
-        total = weights.l1 * jnp.mean(jnp.abs(error)) + weights.l2 * squared
-        metrics = {"psnr": 10 * jnp.log10(4 / squared)}
-        if judges.lpips is not None:
-            metrics["lpips"] = jnp.mean(judges.lpips(decoded, real))
-            total = total + weights.perceptual * metrics["lpips"]
-        return total, metrics
-
-    if weights.adversarial:
-        loss, metrics, gradient = with_gradient(picture_error, flat)
-        adversarial, more = adversarial_loss(
-            define_discriminator(weights.discriminator), params["discriminator"], real, flat, gradient,
-            weights.adversarial, step >= weights.adversarial_start,
-        )  # fmt: skip
-        loss, metrics = loss + adversarial, metrics | more
-    else:
-        loss, metrics = picture_error(flat)
+    decoded = tokenizer.decode(latents + weights.latent_noise * jax.random.normal(noise_key, latents.shape))
+    error = decoded - target
+    squared = jnp.mean(error**2)
+    loss = weights.l1 * jnp.mean(jnp.abs(error)) + weights.l2 * squared + weights.latent_scale * jnp.log(scale) ** 2
+    metrics = {"psnr": 10 * jnp.log10(4 / squared), "latent_scale": scale}
+    if weights.perceptual or weights.adversarial:
+        drawn = jax.random.randint(pick_key, (len(images), 1, 1, 1, 1), 0, images.shape[1])
+        fake, real = (jnp.take_along_axis(x, drawn, 1)[:, 0] for x in (decoded, target))
+        judged, more = _judged(weights, params, judges, fake, real, step)
+        loss, metrics = loss + judged, metrics | more
     if judges.teacher is not None:
         metrics["alignment"] = _alignment(config, weights, params["projector"], judges.teacher, latents, images)
         loss = loss + weights.alignment * metrics["alignment"]
-    loss = loss + weights.latent_scale * jnp.log(scale) ** 2
-    return loss, {**metrics, "latent_scale": scale}
+    return loss, metrics
+
+
+def _judged(
+    weights: ReconstructionConfig,
+    params: Params,
+    judges: Judges,
+    fake: Float[Array, "B H W 3"],
+    real: Float[Array, "B H W 3"],
+    step: Int[Array, ""],
+) -> tuple[Float[Array, ""], Metrics]:
+    """What networks say of decoded pictures: LPIPS, and the discriminator, as strong as all that pulls without it."""
+
+    def error(fake: Float[Array, "B H W 3"]) -> tuple[Float[Array, ""], Metrics]:
+        if judges.lpips is None:
+            return jnp.zeros(()), {}
+        distance = jnp.mean(judges.lpips(fake, real))
+        return weights.perceptual * distance, {"lpips": distance}
+
+    if not weights.adversarial:
+        return error(fake)
+    loss, metrics, gradient = with_gradient(error, fake)
+    # Of the pixels' own error here, so that both gradients are of the same pictures and the same mean.
+    pixels = jax.grad(lambda x: weights.l1 * jnp.mean(jnp.abs(x - real)) + weights.l2 * jnp.mean((x - real) ** 2))
+    adversarial, more = adversarial_loss(
+        define_discriminator(weights.discriminator), params["discriminator"], real, fake,
+        gradient + pixels(jax.lax.stop_gradient(fake)), weights.adversarial, step >= weights.adversarial_start,
+    )  # fmt: skip
+    return loss + adversarial, metrics | more
 
 
 def _alignment(

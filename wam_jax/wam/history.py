@@ -162,7 +162,7 @@ def _padded(entry: Entry, extra: int, like: Entry) -> Entry:
         keys_values=jax.tree.map(lambda x: pad(x, -3), entry.keys_values),
         bridged=jax.tree.map(lambda x: pad(x, -3), entry.bridged),
         hidden=pad(entry.hidden, -2),
-        present=jnp.pad(_present(entry).present, (extra, 0)),
+        present=jnp.pad(jnp.ones(entry.hidden.shape[-2], bool), (extra, 0)),
     )
     return jax.tree.map(lambda new, old: new.astype(old.dtype), padded, like)
 
