@@ -21,7 +21,15 @@ Sample = tuple[int, Shaped[np.ndarray, "T V ..."]]  # a window's number; its ima
 
 
 class LatentSource(Protocol):
-    """Frames that were tokenised ahead of training (`latents.LatentCache`)."""
+    """Frames that were tokenised ahead of training (`latents.LatentCache`, `clip_latents.ClipLatents`)."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(h, w, C)."""
+
+    @property
+    def unreadable(self) -> frozenset[int]:
+        """Rows (steps over all episodes) whose latents are not to be had."""
 
     def read(self, episode: int, steps: Sequence[int]) -> Float[np.ndarray, "T V h w C"]:
         """Latents of a window's frames in all `WindowSpec.image_columns`; DecodeError where one could not be read."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from data_pipelines import beside
 from data_pipelines.features import DatasetError, DatasetInfo, read_dataset_info
 from data_pipelines.scan import ScannedEpisode, Skipped, find_instruction_key, scan_shard
 from wam_jax import console
@@ -198,19 +199,11 @@ def _staleness(header: dict[str, Any], stamps: dict[str, list[int]], instruction
 
 
 def _folders(directory: pathlib.Path, out: str | os.PathLike[str] | None) -> list[pathlib.Path]:
-    if out is not None:
-        return [pathlib.Path(out)]
-    cache = pathlib.Path(os.environ.get("WAM_CACHE") or pathlib.Path.home() / ".cache" / "wam_jax")
-    key = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
-    return [directory / _FOLDER, cache / "index" / key]
+    return beside.candidates(directory, _FOLDER) if out is None else [pathlib.Path(out)]
 
 
 def _writable_folder(directory: pathlib.Path, out: str | os.PathLike[str] | None) -> pathlib.Path:
-    folders = _folders(directory, out)
-    # A folder without write bits is meant to stay as it is, even where the user (root) could write to it.
-    if len(folders) > 1 and not (directory.stat().st_mode & 0o222 and os.access(directory, os.W_OK)):
-        return folders[1]
-    return folders[0]
+    return beside.writable(directory, _FOLDER) if out is None else pathlib.Path(out)
 
 
 def _fingerprint(info: DatasetInfo, split: str, key: str | None, episodes: list[ScannedEpisode]) -> str:

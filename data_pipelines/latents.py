@@ -5,7 +5,10 @@ Encoding is most of the work of training on a frozen tokenizer; done once, a win
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -26,6 +29,7 @@ Rows = tuple[int, int]  # first and last + 1 step, counted over all episodes
 Block = tuple[Float[np.ndarray, "N V h w C"], list[int]]  # latents of the next rows; those rows that are unreadable
 
 _ARRAY, _PARTIAL, _HEADER, _PROGRESS = "latents.npy", "latents.partial.npy", "latents.json", "progress.json"
+_LOCK = "lock"
 _SAVE_INTERVAL_S = 10.0
 
 
@@ -129,6 +133,11 @@ class Identity:
     image_size: tuple[int, int] | None
     spacing: int | None = None
 
+    @property
+    def folder(self) -> str:
+        """A name that no other latents have."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()[:16]
+
     def check(self, header: dict[str, Any], directory: pathlib.Path) -> None:
         for name, wanted in json.loads(json.dumps(dataclasses.asdict(self))).items():
             if header[name] != wanted:
@@ -153,6 +162,30 @@ def write_latents(
     if (directory / _HEADER).exists():
         return
     directory.mkdir(parents=True, exist_ok=True)
+    with _alone_in(directory):
+        if not (directory / _HEADER).exists():  # another process may have finished it meanwhile
+            _write(directory, store, identity, blocks, encode)
+
+
+@contextlib.contextmanager
+def _alone_in(directory: pathlib.Path) -> Iterator[None]:
+    """Waits while another process writes the same latents."""
+    with (directory / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.log(f"waiting for another process that writes {directory}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(
+    directory: pathlib.Path,
+    store: EpisodeStore,
+    identity: Identity,
+    blocks: Sequence[Rows],
+    encode: Callable[[Sequence[Rows]], Iterator[Block]],
+) -> None:
     total = int(store.episode_starts[-1])
     partial = _PartialArray.resume(identity, directory, total)
     todo = [rows for rows in blocks if rows[0] >= partial.done]

@@ -9,6 +9,7 @@ VERBS = {
     "quickstart": "from nothing to a robot that acts: demonstrations, training, evaluation, report",
     "demos": "write the simulator's expert demonstrations as RLDS",
     "index": "scan RLDS folders so that any frame can be read",
+    "tokenize": "encode the training data once, for trainings to read",
     "train": "train tokenizer and world action model on RLDS data",
     "evaluate": "closed-loop success of a checkpoint in batched MJX",
     "export": "a run as safetensors with its configuration and a model card, or back",
@@ -19,12 +20,13 @@ VERBS = {
     "assets": "which pretrained weights are here, and the one command that gets each",
     "doctor": "what this machine has and what is missing",
 }
-_TAKES_CONFIG = ("quickstart", "demos", "train", "evaluate", "bench", "study")
+_TAKES_CONFIG = ("quickstart", "demos", "tokenize", "train", "evaluate", "bench", "study")
 _MISTAKES = (ValueError, FileNotFoundError, FileExistsError, KeyError, RuntimeError)
 
 
-# XLA's CPU backend allocates its temporaries anew at every call. In huge pages the quickstart's train step takes 270 ms
-# instead of 365 (two cores, jax 0.10.2): the kernel clears 850 pages a step, not 88,000. Read as glibc starts.
+# XLA's CPU backend allocates its temporaries anew at every call, and the kernel clears them page by page. In huge pages
+# a train step of `wam bench train --spec fast_wam --batch 64` takes 503 ms instead of 771 (two cores, jax 0.10.2; set
+# GLIBC_TUNABLES to nothing to compare). Read as glibc starts.
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 

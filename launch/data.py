@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
+from data_pipelines import beside
 from data_pipelines.batches import LatentSource, TextTable
 from data_pipelines.clip_latents import ClipLatents
 from data_pipelines.episodes import EpisodeStore
-from data_pipelines.latents import LatentCache
+from data_pipelines.latents import Identity, LatentCache
 from data_pipelines.loader import fixed_windows, make_loader
 from data_pipelines.statistics import Statistics, compute_statistics
 from data_pipelines.subset import open_split
@@ -25,6 +26,8 @@ from wam_jax import console
 from wam_jax.encoders.registry import text_encoder
 from wam_jax.tokenizers.tokenizer import Tokenizer
 from wam_jax.types import Batch
+
+LATENTS = ".wam_latents"  # folder of a dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +173,10 @@ def interface_sizes(data: Data, latent_shape: tuple[int, int, int]) -> dict[str,
     }
 
 
-def build_latents(data: Data, tokenizer: Tokenizer, key: str, directory: Path) -> list[LatentSource]:
-    """Every training frame, depth included, encoded once; opened if that was done before.
+def build_latents(data: Data, tokenizer: Tokenizer, key: str) -> list[LatentSource]:
+    """Every training frame, depth included, encoded once, beside the dataset; opened if that was done before.
+
+    Latents are in a folder of their own for every tokenizer, split, size and set of cameras.
 
     Raises:
       ConfigError: the tokenizer merges images in time, and frames are not evenly spaced.
@@ -185,7 +190,10 @@ def build_latents(data: Data, tokenizer: Tokenizer, key: str, directory: Path) -
             "computed ahead; change data.frame_steps, or set data.precompute_latents=False"
         )
     for number, store in enumerate(data.train):
-        where, columns = directory / f"{number}_{store.name}", windows.image_columns
+        columns = windows.image_columns
+        identity = Identity(key, store.fingerprint, columns, windows.image_size, next(iter(spacing), None))
+        dataset = Path(data.config.datasets[number % len(data.config.datasets)])
+        where = beside.writable(dataset, LATENTS) / identity.folder
         options = {"image_size": windows.image_size, "num_threads": data.config.threads}
         encoder = _Encoder(tokenizer)
         if tokenizer.config.temporal:

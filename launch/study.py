@@ -125,7 +125,7 @@ class _Shared:
         self.data = with_images_for(self.tokenizer, self.data)
         self.latents: list[LatentSource] | None = None
         if config.data.precompute_latents:
-            self.latents = encode_dataset(self.data, self.tokenizer, directory / "latents")
+            self.latents = encode_dataset(self.data, self.tokenizer)
 
     @functools.cached_property
     def probes(self) -> dict[str, float]:

@@ -223,9 +223,9 @@ def with_images_for(tokenizer: Tokenizer, data: Data) -> Data:
     return dataclasses.replace(data, windows=dataclasses.replace(data.windows, tubelet=tokenizer.config.tubelet))
 
 
-def encode_dataset(data: Data, tokenizer: Tokenizer, directory: Path) -> list[LatentSource]:
-    """Latents of every training frame, on disk."""
-    return build_latents(data, tokenizer, tokenizer_key(tokenizer), directory)
+def encode_dataset(data: Data, tokenizer: Tokenizer) -> list[LatentSource]:
+    """Latents of every training frame, on disk beside the data."""
+    return build_latents(data, tokenizer, tokenizer_key(tokenizer))
 
 
 def tokenizer_key(tokenizer: Tokenizer) -> str:

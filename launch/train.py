@@ -99,7 +99,7 @@ def train(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) -> dict[str
     latents = None
     with _timed("latents", seconds):
         if config.data.precompute_latents:
-            latents = encode_dataset(data, tokenizer, workdir / "latents")
+            latents = encode_dataset(data, tokenizer)
     with _timed("latent_action", seconds):
         frozen = find_tokenizers(config, data, tokenizer, latents, mesh, workdir)
     if config.until == "model":

@@ -107,7 +107,7 @@ class _Bench:
         config.data.datasets = demo_datasets(config, workdir)
         self.whole = open_data(config.data)
         self.tokenizer = train_tokenizer(config, self.whole, mesh, workdir / "tokenizer")
-        self.latents: list[LatentSource] = encode_dataset(self.whole, self.tokenizer, workdir / "latents")
+        self.latents: list[LatentSource] = encode_dataset(self.whole, self.tokenizer)
         blocks = config.copy_and_resolve_references()
         blocks.data.action_block = config.data.action_horizon // (len(config.data.frame_steps) - 1)
         self.blocks = open_data(blocks.data)

@@ -72,7 +72,7 @@ def test_interrupted_build_goes_on(store: RldsStore, cache: LatentCache, tmp_pat
     resumed = LatentCache.build(store, CAMERAS, encoder, tmp_path, "means", batch_size=10)
     assert len(encoder.calls) == 4
     np.testing.assert_array_equal(resumed._array, cache._array)
-    assert {path.name for path in tmp_path.iterdir()} == {"latents.npy", "latents.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"latents.npy", "latents.json", "lock"}
 
 
 def test_complete_cache_is_not_encoded_again(store: RldsStore, cache: LatentCache) -> None:

@@ -72,7 +72,7 @@ def test_nothing_further_is_the_default(config: ConfigDict) -> None:
 def test_streams_and_embodiments_are_those_of_the_config(config: ConfigDict, tmp_path: pathlib.Path) -> None:
     config.update({"depth_cameras": ("wrist",), "value_discount": 0.9, "embodiments": (3, 5)})
     data = launch_data.open_data(config)
-    latents = launch_data.build_latents(data, EveryEighth(), "key", tmp_path)
+    latents = launch_data.build_latents(data, EveryEighth(), "key")
     pixels, encoded = (next(data.batches(NUM_WINDOWS, 0, source)) for source in (None, latents))
     assert set(pixels.embodiment.tolist()) == {3, 5}
     np.testing.assert_array_equal(encoded.latents, pixels.images[:, :, :, ::8, ::8])
