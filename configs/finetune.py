@@ -1,4 +1,4 @@
-"""A model that reaches and lifts learns to push, from 50 demonstrations.
+"""A model that reaches and lifts learns to place a cube on a plate, from 50 demonstrations.
 
     wam quickstart
     wam train --config configs/finetune.py --config.init=runs/quickstart --workdir runs/finetune/full
@@ -15,13 +15,14 @@ from configs import common
 
 def get_config() -> ConfigDict:
     config = common.get_config()
-    config.demos.tasks = ("push",)
+    config.demos.tasks = ("place",)
     config.demos.episodes = (50,)
     config.model.name = ""  # that of config.init; options are added to its own
     config.model.options = ConfigDict({})
-    config.train.optimizer.steps = 300
-    config.train.optimizer.learning_rate = 1e-3
+    config.train.batch_size = 32
+    config.train.optimizer.steps = 800
+    config.train.optimizer.learning_rate = 2e-3
     config.train.optimizer.warmup = 50
-    config.train.save_every = 200
-    config.train.score.every = 100
+    config.train.save_every = 400
+    config.train.score.every = 400
     return config

@@ -54,7 +54,7 @@ def find_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) ->
     start = config.tokenizer.init or config.init
     # A run that was begun is its own start: it goes on where config.init is gone, too.
     own = [workdir] if not config.tokenizer.init and start else []
-    tokenizer = next((found for folder in [*own, start] if folder and (found := _tokenizer_of(Path(folder)))), None)
+    tokenizer = next((found for folder in [*own, start] if folder and (found := tokenizer_of(Path(folder)))), None)
     if tokenizer is None:
         if config.tokenizer.init:
             raise ConfigError(f"config.tokenizer.init {config.tokenizer.init!r} is no run, and holds no tokenizer")
@@ -67,7 +67,7 @@ def find_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) ->
     return tokenizer
 
 
-def _tokenizer_of(folder: Path) -> Tokenizer | None:
+def tokenizer_of(folder: Path) -> Tokenizer | None:
     """That of a run, of an export, or of a training that stopped after its tokenizer; None of anything else."""
     if is_run(folder):
         return open_run(folder).tokenizer()

@@ -35,6 +35,7 @@ from launch.tokenizers import (
     find_latent_actions,
     find_tokenizer,
     load_teacher,
+    tokenizer_of,
     with_images_for,
 )
 from wam_jax import assets, console
@@ -227,7 +228,7 @@ def check_blocks(definition: Definition[WorldActionModel], data: Data) -> None:
 
 def report_tokenizers(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path, report: Report) -> dict[str, Any]:
     """Reconstructions of held-out clips, and futures by latent actions, into the report and a summary."""
-    tokenizer = find_tokenizer(config, data, mesh, workdir)
+    tokenizer = tokenizer_of(workdir) or find_tokenizer(config, data, mesh, workdir)
     actions: Any = saved.load(workdir / LATENT_ACTION, LATENT_ACTION) if config.until == LATENT_ACTION else None
     data = with_images_for(tokenizer, data)
     lpips = lpips_if_here(config)

@@ -22,7 +22,14 @@ from jaxtyping import Array, Bool, Float
 
 from wam_jax.nn.module import Definition, Params, define
 from wam_jax.tokenizers.latent_action_bottlenecks import Codes, Gaussian, Metrics, Narrow
-from wam_jax.tokenizers.latent_action_dynamics import Change, Direct, Grid, InverseDynamics, Transport
+from wam_jax.tokenizers.latent_action_dynamics import (
+    GATHER_HEADS,
+    Change,
+    Direct,
+    Grid,
+    InverseDynamics,
+    Transport,
+)
 
 KINDS = ("transport", "vq", "vae")
 
@@ -62,6 +69,9 @@ class LatentActionConfig:
                 raise ValueError(
                     f"latent_action.{name}={getattr(self, name)} is too few for {self.kind!r}; set {value} or more"
                 )
+
+        if self.hidden % GATHER_HEADS:
+            raise ValueError(f"latent_action.hidden={self.hidden} does not divide by {GATHER_HEADS}")
 
     @property
     def grid(self) -> Grid:
