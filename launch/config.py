@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 PREFIX = "--config."
+_ROOT = Path(__file__).parent.parent
 
 
 class ConfigError(ValueError):
@@ -20,15 +21,16 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Runs ``get_config()`` of a file and applies overrides.
 
     Args:
-      path: of the Python file.
+      path: of the Python file, from the current folder or from that of the project.
       overrides: ``--config.train.steps=100`` or ``--config.train.steps 100`` as two entries.
 
     Raises:
       ConfigError: for a missing file, an unknown field (with the nearest name), or a value of another type.
     """
-    if not Path(path).is_file():
+    file = next((file for file in (Path(path), _ROOT / path) if file.is_file()), None)
+    if file is None:
         raise ConfigError(f"config {path!r} does not exist (has: {', '.join(_known_configs())})")
-    module_spec = importlib.util.spec_from_file_location("wam_config", path)
+    module_spec = importlib.util.spec_from_file_location("wam_config", file)
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
@@ -49,9 +51,8 @@ def to_plain(config: Any) -> Any:
 
 
 def _known_configs() -> list[str]:
-    folder = Path(__file__).parent.parent / "configs"
-    found = [path for path in folder.rglob("*.py") if path.stem not in ("__init__", "common")]
-    return sorted(path.relative_to(folder.parent).as_posix() for path in found)
+    found = [path for path in (_ROOT / "configs").rglob("*.py") if path.stem not in ("__init__", "common")]
+    return sorted(path.relative_to(_ROOT).as_posix() for path in found)
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:

@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     config.tokenizer.loss.alignment_share = 0.125
     config.tokenizer.teacher_size = (128, 128)  # 8 x 8 features, as many as latents
 
+    config.latent_action.batch_size = 16
     config.model.name = "repwam"
     config.model.options = ConfigDict({})
     config.train.batch_size = 32

@@ -1,8 +1,9 @@
 """A codebook: vectors become the nearest of a few learned ones.
 
-VQ-VAE (van den Oord et al., arXiv 1711.00937), straight-through, with its codebook and commitment losses. Vectors and
-codes lie on one sphere, as in ViT-VQGAN (Yu et al., arXiv 2110.04627): on scales of their own they drift apart, and
-then few codes are ever nearest.
+VQ-VAE (van den Oord et al., arXiv 1711.00937), straight-through, with its codebook and commitment losses. Two things
+are added, against all vectors becoming one code: vectors and codes lie on one sphere, as in ViT-VQGAN (Yu et al., arXiv
+2110.04627), and every code is drawn to the vector that is nearest to it, used or not, as CVQ-VAE draws unused ones
+(Zheng and Vedaldi, arXiv 2307.15139; there by a moving average).
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from wam_jax.nn.module import normal
 
 COMMITMENT = 0.25  # weight of the commitment loss beside the codebook's, as in VQ-VAE
+TEMPERATURE = 0.2
 
 
 @jax.tree_util.register_dataclass
@@ -41,6 +43,17 @@ class VectorQuantizer(nnx.Module):
     def vectors(self) -> Float[Array, "E A"]:
         """The codes' vectors."""
         return on_sphere(self.codebook[...])
+
+    def sharing_loss(self, x: Float[Array, "B A"], counted: Bool[Array, "B"]) -> Float[Array, ""]:
+        """Minus the information, in nats, that a vector's code holds over the vectors that count; at least -log(count).
+
+        Codes are drawn for it by softmax(-distance / ``TEMPERATURE``), so that vectors and codes both feel it.
+        """
+        distances = jnp.mean((on_sphere(x)[:, None] - self.vectors()) ** 2, -1)
+        log_share = jax.nn.log_softmax(-distances / TEMPERATURE, -1)
+        weights = counted[:, None] / jnp.maximum(counted.sum(), 1)
+        mean = jnp.sum(weights * jnp.exp(log_share), 0)
+        return jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12))) - jnp.sum(weights * jnp.exp(log_share) * log_share)
 
     def __call__(self, x: Float[Array, "*B A"]) -> Quantized:
         x, vectors = on_sphere(x), self.vectors()

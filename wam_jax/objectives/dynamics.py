@@ -39,13 +39,12 @@ def dynamics_loss(
       ValueError: if the latents are not those of the model's config, or have one frame only.
     """
     before, after, there = (x.reshape(-1, *x.shape[2:]) for x in consecutive_pairs(model.config, latents, mask))
-    counted = there.any(-1)
-    latent_action, bottleneck_loss, metrics = model.sample(before, after, counted, key)
+    latent_action, bottleneck_loss, metrics = model.sample(before, after, there.any(-1), key)
     moved, residual = model.change(before, latent_action)
     error = squared_error(moved + residual, after, there)
     repeat = squared_error(before, after, there)
     norms = [squared_error(x, jnp.zeros_like(x), there) for x in (residual, moved)]
-    loss = error + masked_mean(bottleneck_loss, counted)
+    loss = error + bottleneck_loss
     metrics = {
         "loss/forward": error,
         "repeat_error": repeat,

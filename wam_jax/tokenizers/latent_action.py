@@ -122,10 +122,10 @@ class LatentActionTokenizer(nnx.Module):
 
     def sample(
         self, before: Float[Array, "B N C"], after: Float[Array, "B N C"], counted: Bool[Array, "B"], key: jax.Array
-    ) -> tuple[Float[Array, "B A"], Float[Array, "B"], Metrics]:
-        """What training predicts from, the bottleneck's own loss of each pair, and metrics of the pairs that count."""
+    ) -> tuple[Float[Array, "B A"], Float[Array, ""], Metrics]:
+        """What training predicts from, and the bottleneck's own loss and metrics over the pairs that count."""
         x = self.inverse(self._checked(before), self._checked(after))
-        return *self.bottleneck.sample(x, key), self.bottleneck.metrics(x, counted)
+        return *self.bottleneck.sample(x, counted, key), self.bottleneck.metrics(x, counted)
 
     def _checked(self, tokens: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
         config = self.config

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 from wam_jax.nn.vector_quantizer import VectorQuantizer, code_counts, perplexity
 
 Metrics = dict[str, Float[Array, ""]]
+Sampled = tuple[Float[Array, "B A"], Float[Array, ""]]  # what is predicted from in training, and a loss of its own
 
 ACTIVE_VARIANCE = 0.01  # above it, a dimension's mean varies from pair to pair (Burda et al., arXiv 1509.00519)
 
@@ -21,8 +22,8 @@ class Narrow(nnx.Module):
     def __call__(self, x: Float[Array, "B A"]) -> Float[Array, "B A"]:
         return x
 
-    def sample(self, x: Float[Array, "B A"], key: jax.Array) -> tuple[Float[Array, "B A"], Float[Array, "B"]]:
-        return x, jnp.zeros(len(x))
+    def sample(self, x: Float[Array, "B A"], counted: Bool[Array, "B"], key: jax.Array) -> Sampled:
+        return x, jnp.zeros(())
 
     def metrics(self, x: Float[Array, "B A"], counted: Bool[Array, "B"]) -> Metrics:
         return {}
@@ -32,9 +33,9 @@ class Codes(nnx.Module):
     """LAPA's bottleneck (arXiv 2410.11758): a latent action is one of a few codes.
 
     LAPA quantises by noise substitution (NSVQ): in training it adds noise as large as the quantisation error, and
-    every so often it puts copies of used codes in place of unused ones. Here it is straight-through: a step remains a
-    pure function of its parameters, without counts beside them, and what is trained is what is used. Nothing revives an
-    unused code, so look at how many are used. LAPA has four codes of eight a pair; here it is one of ``count``.
+    every so often it puts copies of used codes in place of unused ones. Here it is straight-through, and unused codes
+    are drawn back by a loss: a step remains a pure function of its parameters, without counts beside them, and what is
+    trained is what is used. LAPA has four codes of eight a pair; here it is one of ``count``.
     """
 
     def __init__(self, size: int, count: int, rngs: nnx.Rngs):
@@ -44,9 +45,10 @@ class Codes(nnx.Module):
     def __call__(self, x: Float[Array, "B A"]) -> Float[Array, "B A"]:
         return self.quantizer(x).values
 
-    def sample(self, x: Float[Array, "B A"], key: jax.Array) -> tuple[Float[Array, "B A"], Float[Array, "B"]]:
+    def sample(self, x: Float[Array, "B A"], counted: Bool[Array, "B"], key: jax.Array) -> Sampled:
         quantized = self.quantizer(x)
-        return quantized.values, quantized.loss
+        import os
+        return quantized.values, float(os.environ.get('QW', 1)) * mean_of(quantized.loss, counted) + float(os.environ.get('SW', 0.1)) * self.quantizer.sharing_loss(x, counted)
 
     def metrics(self, x: Float[Array, "B A"], counted: Bool[Array, "B"]) -> Metrics:
         counts = code_counts(self.quantizer(x).codes, counted, self.count)
@@ -65,18 +67,22 @@ class Gaussian(nnx.Module):
     def __call__(self, x: Float[Array, "B 2A"]) -> Float[Array, "B A"]:
         return jnp.split(x, 2, -1)[0]
 
-    def sample(self, x: Float[Array, "B 2A"], key: jax.Array) -> tuple[Float[Array, "B A"], Float[Array, "B"]]:
+    def sample(self, x: Float[Array, "B 2A"], counted: Bool[Array, "B"], key: jax.Array) -> Sampled:
         mean, log_variance = jnp.split(x, 2, -1)
         noise = jax.random.normal(key, mean.shape, mean.dtype)
-        return mean + jnp.exp(log_variance / 2) * noise, self.beta * kl(mean, log_variance).sum(-1)
+        return mean + jnp.exp(log_variance / 2) * noise, self.beta * mean_of(kl(mean, log_variance).sum(-1), counted)
 
     def metrics(self, x: Float[Array, "B 2A"], counted: Bool[Array, "B"]) -> Metrics:
         mean, log_variance = jnp.split(x, 2, -1)
-        total = jnp.sum(kl(mean, log_variance), where=counted[:, None])
         active = jnp.var(mean, 0, where=counted[:, None]) > ACTIVE_VARIANCE
-        return {"kl": total / jnp.maximum(counted.sum(), 1), "active_units": active.sum()}
+        return {"kl": mean_of(kl(mean, log_variance).sum(-1), counted), "active_units": active.sum()}
 
 
 def kl(mean: Float[Array, "*S"], log_variance: Float[Array, "*S"]) -> Float[Array, "*S"]:
     """KL divergence of N(mean, exp(log_variance)) from N(0, 1), in nats, a dimension each."""
     return 0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance)
+
+
+def mean_of(values: Float[Array, "B"], counted: Bool[Array, "B"]) -> Float[Array, ""]:
+    """Mean over the pairs that count; 0 where none does."""
+    return jnp.sum(values, where=counted) / jnp.maximum(counted.sum(), 1)

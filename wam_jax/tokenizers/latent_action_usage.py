@@ -58,13 +58,12 @@ def usage(
         predicted = definition.bind(p).predict(b[None], latent_action[None])
         return squared_error(predicted, a[None], v[None]), squared_error(b[None], a[None], v[None])
 
-    inverse = _over_pairs(lambda p, b, a: definition.bind(p).inverse(b[None], a[None])[0])
-    inferred = inverse(params, before, after)
-    bottleneck = definition.bind(params).bottleneck
+    inferred = _over_pairs(lambda p, b, a: definition.bind(p).inverse(b[None], a[None])[0])(params, before, after)
+    bottleneck, measure = definition.bind(params).bottleneck, _over_pairs(errors)
     latent_actions = bottleneck(inferred)
     others = np.random.default_rng(0).permutation(len(before))
-    error, repeat = (float(x.mean()) for x in _over_pairs(errors)(params, before, after, there, latent_actions))
-    shuffled = float(_over_pairs(errors)(params, before, after, there, latent_actions[others])[0].mean())
+    error, repeat = (float(x.mean()) for x in measure(params, before, after, there, latent_actions))
+    shuffled = float(measure(params, before, after, there, latent_actions[others])[0].mean())
     numbers = {
         "pairs": len(before),
         "forward_error": error,
