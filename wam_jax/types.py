@@ -49,6 +49,9 @@ class Batch:
     frames. Past an episode's end, images and proprioception repeat its last step, and are masked out. Actions and
     proprioception are normalised, the way the dataset's statistics say. Action-free video is a batch whose
     ``action_mask`` is all false. ``streams`` holds what else was asked for, by stream name.
+
+    A packed row holds several episodes' windows one after the other: ``episode`` numbers them frame by frame, from 0
+    on, and ``text`` has an axis of them before its tokens. Actions that would lead from one to the next are masked out.
     """
 
     images: UInt8[Array, "*B I V H W 3"] | None
@@ -61,6 +64,7 @@ class Batch:
     text: Text
     embodiment: Int[Array, "*B"]
     streams: dict[str, StreamData] = dataclasses.field(default_factory=dict)
+    episode: Int[Array, "*B T"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from wam_jax.nn.vector_quantizer import VectorQuantizer, nearest, straight_through
+from wam_jax.nn.vector_quantizer import COMMITMENT, TEMPERATURE, VectorQuantizer, nearest, straight_through
 from wam_jax.sharding import make_mesh, param_shardings
 from wam_jax.tokenizers.latent_action import (
     FrozenLatentActions,
@@ -158,23 +158,20 @@ def test_vectors_become_the_nearest_code_by_its_losses():
     quantized = quantizer(jnp.asarray(x))
     np.testing.assert_array_equal(quantized.codes, distances.argmin(-1))
     np.testing.assert_allclose(quantized.values, vectors[distances.argmin(-1)], atol=1e-6)
-    np.testing.assert_allclose(quantized.loss, 1.25 * distances.min(-1), rtol=1e-4)
+    np.testing.assert_allclose(quantized.loss, (1 + COMMITMENT) * distances.min(-1), rtol=1e-4)
     np.testing.assert_array_equal(nearest(jnp.asarray(vectors), jnp.asarray(vectors)), np.arange(7))
 
 
-def test_an_unused_code_is_drawn_to_the_vector_nearest_to_it_alone():
-    quantizer, x = VectorQuantizer(7, 4, nnx.Rngs(0)), np.tile(normal(1, 4), (20, 1)) + 0.01 * normal(20, 4)
-    counted = np.arange(20) < 15
-    graph, state = nnx.split(quantizer)
-    loss, grads = jax.value_and_grad(lambda s: nnx.merge(graph, s).revival_loss(jnp.asarray(x), jnp.asarray(counted)))(
-        state
-    )
+def test_information_is_that_between_vectors_and_the_codes_drawn_for_them():
+    quantizer, x, counted = VectorQuantizer(7, 4, nnx.Rngs(0)), normal(20, 4), np.arange(20) < 15
     sphere = x / np.sqrt((x**2).mean(-1, keepdims=True))
-    distances = ((sphere[:15, None] - np.asarray(quantizer.vectors())) ** 2).mean(-1)
-    assert len(np.unique(distances.argmin(-1))) < 7  # some are unused
-    assert float(loss) == pytest.approx(0.1 * distances.min(0).mean(), rel=1e-4)
-    assert (jnp.abs(grads["codebook"][...]).max(-1) > 0).all()
-    assert float(quantizer.revival_loss(jnp.asarray(x), jnp.zeros(20, bool))) == 0
+    drawn = np.exp(-((sphere[:, None] - np.asarray(quantizer.vectors())) ** 2).mean(-1) / TEMPERATURE)
+    drawn = (drawn / drawn.sum(-1, keepdims=True))[:15]
+    expected = np.mean(np.sum(drawn * np.log(drawn / drawn.mean(0)), -1))  # KL of each from the mean of all
+    assert float(quantizer.information(jnp.asarray(x), jnp.asarray(counted))) == pytest.approx(expected, rel=1e-4)
+    same = jnp.broadcast_to(x[0], x.shape)
+    assert float(quantizer.information(same, jnp.asarray(counted))) == pytest.approx(0, abs=1e-5)
+    assert float(quantizer.information(jnp.asarray(x), jnp.zeros(20, bool))) == 0
 
 
 def test_kl_is_the_integral():

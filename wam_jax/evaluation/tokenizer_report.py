@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from wam_jax.encoders.frozen import FrozenEncoder
 from wam_jax.encoders.lpips import Lpips
@@ -32,7 +32,7 @@ class Tokenised:
       images, reconstructed: of N windows.
       image_mask: which images are within the episode.
       latents, frame_mask: of their frames.
-      predicted: the last frame's images by latent actions, frame after frame from the true one before it; None without.
+      predicted: images by latent actions, each frame from the true one before it; None without latent actions.
       usage: of the latent actions; None without.
     """
 
@@ -43,6 +43,11 @@ class Tokenised:
     frame_mask: Bool[np.ndarray, "N T V"]
     predicted: UInt8[np.ndarray, "N I V H W 3"] | None
     usage: Usage | None
+
+    @property
+    def last_frame(self) -> Int[np.ndarray, "N"]:
+        """Of each window, the last that is within its episode."""
+        return self.frame_mask.all(-1).sum(1) - 1
 
     def metrics(self, lpips: Lpips | None) -> dict[str, float]:
         """Of the reconstruction, over all images within an episode."""
@@ -103,9 +108,9 @@ def add_tokenised(
     metrics = {name: result.metrics(lpips) for name, result in results.items()}
     report.add_table("Held-out reconstructions", COLUMNS, metric_rows(metrics))
     for name, result in results.items():
-        shown = np.flatnonzero(result.frame_mask.all((1, 2)))[:_SHOWN]
+        shown = np.flatnonzero(result.last_frame > 0)[:_SHOWN]
         if not len(shown):
-            continue  # every window ends before its last frame
+            continue  # every window ends with its first frame
         for view, camera in enumerate(cameras):
             grid, rows = _grid(result, view, shown, teacher)
             report.add_image(f"{name}: {camera}", media.picture(grid), f"Columns: windows. Rows: {', '.join(rows)}.")
@@ -127,16 +132,18 @@ def metric_rows(metrics: Mapping[str, Mapping[str, float]]) -> list[tuple[str, .
 def _grid(
     result: Tokenised, view: int, shown: np.ndarray, teacher: FrozenEncoder | None
 ) -> tuple[UInt8[np.ndarray, "H W 3"], list[str]]:
-    images = result.images[shown, -1, view]
+    frame = result.last_frame[shown]
+    image = frame * ((result.images.shape[1] - 1) // max(1, result.latents.shape[1] - 1))
+    images = result.images[shown, image, view]
     rows = {
         "the last image": images,
-        "reconstructed": result.reconstructed[shown, -1, view],
-        "latents (first three principal components)": _stretched(pca_map(result.latents[shown, -1, view]), images),
+        "reconstructed": result.reconstructed[shown, image, view],
+        "latents (first three principal components)": _stretched(pca_map(result.latents[shown, frame, view]), images),
     }
     if teacher is not None:
         rows["the teacher's features, likewise"] = _stretched(pca_map(np.asarray(teacher(images))), images)
     if result.predicted is not None:
-        rows["from the frame before and the latent action"] = result.predicted[shown, -1, view]
+        rows["from the frame before and the latent action"] = result.predicted[shown, image, view]
     frames = np.concatenate(list(rows.values()))
     return media.tile(media.enlarge(frames, 128), columns=len(shown)), list(rows)
 

@@ -6,10 +6,12 @@ and values; ``attend`` takes what was attended to and reads the instruction; ``r
 Source: Wan 2.1 reference ``WanAttentionBlock`` (arXiv 2503.20314).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from wam_jax.nn.attention import CrossAttention, Projections
 from wam_jax.nn.module import FeedForward, LayerNorm, Linear, standardize
@@ -92,14 +94,12 @@ class DiTBlock(nnx.Module):
         attended: Float[Array, "B N H Dh"],
         modulation: Float[Array, "B N|1 6 D"],
         attention: SharedAttention,
-        text: Float[Array, "B L D"] | None,
-        text_mask: Bool[Array, "B L"] | None,
-        image: Float[Array, "B I D"] | None = None,
+        read: Callable[[CrossAttention, Float[Array, "B N D"]], Float[Array, "B N D"]] | None,
     ) -> Float[Array, "B N D"]:
-        """The tokens after self-attention and cross-attention to the text (and to an image, where there is one)."""
+        """The tokens after self-attention and cross-attention: ``read`` applies it to the text that is theirs."""
         x = x + self._modulate(modulation, 2, x.dtype) * attention.self_attention.merge(attended)
-        if attention.text and text is not None and text_mask is not None:
-            x = x + attention.text_attention(attention.text_norm(x), text, text_mask, image)
+        if attention.text and read is not None:
+            x = x + read(attention.text_attention, attention.text_norm(x))
         return x
 
     def read(self, x: Float[Array, "B N D"], attended: Float[Array, "B N H Dh"]) -> Float[Array, "B N D"]:

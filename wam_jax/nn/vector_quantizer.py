@@ -1,9 +1,8 @@
 """A codebook: vectors become the nearest of a few learned ones.
 
-VQ-VAE (van den Oord et al., arXiv 1711.00937), straight-through, with its codebook and commitment losses. Two things
-are added, against all vectors becoming one code: vectors and codes lie on one sphere, as in ViT-VQGAN (Yu et al., arXiv
-2110.04627), and every code is drawn to the vector that is nearest to it, used or not, as CVQ-VAE draws unused ones
-(Zheng and Vedaldi, arXiv 2307.15139; there by a moving average).
+VQ-VAE (van den Oord et al., arXiv 1711.00937), straight-through, with its codebook and commitment losses. Against all
+vectors becoming one code, vectors and codes lie on one sphere, as in ViT-VQGAN (Yu et al., arXiv 2110.04627), and codes
+are rewarded for telling vectors apart, as in MAGVIT-v2 (Yu et al., arXiv 2310.05737).
 """
 
 import dataclasses
@@ -15,8 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from wam_jax.nn.module import normal
 
-COMMITMENT = 0.25  # weight of the commitment loss beside the codebook's, as in VQ-VAE
-TEMPERATURE = 0.2
+# Weights beside an error that is a mean over all tokens of a frame, of which one vector tells the change. They are
+# small for that: at VQ-VAE's commitment, 0.25, the vectors of a toy world of four motions became one code.
+COMMITMENT = 0.005
+SHARING = 0.02
+TEMPERATURE = 0.2  # of the drawing of codes by their mean squared distance, which is 0 to 4
 
 
 @jax.tree_util.register_dataclass
@@ -44,16 +46,18 @@ class VectorQuantizer(nnx.Module):
         """The codes' vectors."""
         return on_sphere(self.codebook[...])
 
-    def sharing_loss(self, x: Float[Array, "B A"], counted: Bool[Array, "B"]) -> Float[Array, ""]:
-        """Minus the information, in nats, that a vector's code holds over the vectors that count; at least -log(count).
+    def information(self, x: Float[Array, "B A"], counted: Bool[Array, "B"]) -> Float[Array, ""]:
+        """What a code tells of which vector it is from, in nats: 0 where all have the same, at most log(``count``).
 
-        Codes are drawn for it by softmax(-distance / ``TEMPERATURE``), so that vectors and codes both feel it.
+        Over the vectors that count. Codes are taken as drawn by softmax(-distance / ``TEMPERATURE``), so that both they
+        and the vectors have a gradient.
         """
         distances = jnp.mean((on_sphere(x)[:, None] - self.vectors()) ** 2, -1)
         log_share = jax.nn.log_softmax(-distances / TEMPERATURE, -1)
         weights = counted[:, None] / jnp.maximum(counted.sum(), 1)
         mean = jnp.sum(weights * jnp.exp(log_share), 0)
-        return jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12))) - jnp.sum(weights * jnp.exp(log_share) * log_share)
+        entropy = -jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12)))
+        return entropy + jnp.sum(weights * jnp.exp(log_share) * log_share)
 
     def __call__(self, x: Float[Array, "*B A"]) -> Quantized:
         x, vectors = on_sphere(x), self.vectors()

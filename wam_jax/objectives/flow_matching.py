@@ -9,7 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from wam_jax.sharding import mesh_axis_size
 from wam_jax.types import Batch
@@ -75,7 +75,7 @@ def known_from_batch(model: WorldActionModel, batch: Batch, latents: Float[Array
         there = _there(stream, mask)
         spread = there.reshape(*there.shape, *[1] * (found.ndim - there.ndim))
         values[stream.name] = jnp.where(spread, found.astype(jnp.float32), 0.0)
-        present[stream.name], counted[stream.name] = there, mask
+        present[stream.name], counted[stream.name] = there, _within(model, stream, mask, batch.episode)
     proprio = jnp.where(batch.proprio_mask.any(1, keepdims=True), batch.proprio, 0.0)
     return Known(
         values=values,
@@ -84,7 +84,22 @@ def known_from_batch(model: WorldActionModel, batch: Batch, latents: Float[Array
         proprio=jnp.asarray(proprio),
         text=batch.text,
         embodiment=jnp.asarray(batch.embodiment),
+        episode=None if batch.episode is None else jnp.asarray(batch.episode),
     )
+
+
+def _within(
+    model: WorldActionModel, stream: Stream, mask: Bool[Array, "B t ..."], episode: Int[Array, "B T"] | None
+) -> Bool[Array, "B t ..."]:
+    """What counts: of packed rows, nothing that leads from one episode to the next."""
+    if episode is None:
+        return mask
+    same = jnp.asarray(episode[:, 1:] == episode[:, :-1])
+    if KINDS[stream.kind] == "steps":
+        spread = jnp.repeat(same, mask.shape[1] // same.shape[1], 1)
+    else:
+        spread = jnp.pad(same, ((0, 0), (1, 0)), constant_values=True)
+    return mask & spread.reshape(*spread.shape, *[1] * (mask.ndim - 2))
 
 
 def _there(stream: Stream, mask: Bool[Array, "B t ..."]) -> Bool[Array, "B t ..."]:
@@ -201,7 +216,7 @@ def _drop_text(known: Known, share: float, key: jax.Array) -> Known:
     """Some samples without their instruction, so that guidance has something to compare with."""
     if not share:
         return known
-    drop = jax.random.uniform(key, (len(known.embodiment), 1)) < share
+    drop = jax.random.uniform(key, (*known.text.mask.shape[:-1], 1)) < share
     nothing = without_text(known.text)
     features = jnp.where(drop[..., None], nothing.features, known.text.features)
     mask = jnp.where(drop, nothing.mask, known.text.mask)
@@ -232,4 +247,6 @@ def _first(count: int, tree):
 def _cut_entry(entry, count: int):
     """Keys and values have their layers first."""
     layered = jax.tree.map(lambda x: x[:, :count], (entry.keys_values, entry.bridged))
-    return dataclasses.replace(entry, keys_values=layered[0], bridged=layered[1], hidden=entry.hidden[:count])
+    episode = None if entry.episode is None else entry.episode[:count]
+    changes = {"keys_values": layered[0], "bridged": layered[1], "hidden": entry.hidden[:count], "episode": episode}
+    return dataclasses.replace(entry, **changes)

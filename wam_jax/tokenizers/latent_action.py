@@ -90,11 +90,7 @@ class LatentActionTokenizer(nnx.Module):
     def __init__(self, config: LatentActionConfig, rngs: nnx.Rngs):
         self.config = config
         sizes, channels = (config.hidden, config.layers), config.latent_shape[2]
-        self.bottleneck: Narrow | Codes | Gaussian = {
-            "transport": lambda: Narrow(config.size),
-            "vq": lambda: Codes(config.size, config.codebook, rngs),
-            "vae": lambda: Gaussian(config.size, config.beta),
-        }[config.kind]()
+        self.bottleneck = _bottleneck(config, rngs)
         self.inverse = InverseDynamics(config.grid, channels, self.bottleneck.inputs, *sizes, rngs)
         forward = Transport if config.kind == "transport" else Direct
         self.forward = forward(config.grid, channels, config.size, *sizes, rngs)
@@ -136,6 +132,12 @@ class LatentActionTokenizer(nnx.Module):
                 f"{columns}) of {config.latent_shape[2]} channels; set latent_action.latent_shape and cameras"
             )
         return tokens
+
+
+def _bottleneck(config: LatentActionConfig, rngs: nnx.Rngs) -> Narrow | Codes | Gaussian:
+    if config.kind == "vq":
+        return Codes(config.size, config.codebook, rngs)
+    return Gaussian(config.size, config.beta) if config.kind == "vae" else Narrow(config.size)
 
 
 def define_latent_actions(config: LatentActionConfig) -> Definition[LatentActionTokenizer]:

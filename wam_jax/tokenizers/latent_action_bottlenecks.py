@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from wam_jax.nn.vector_quantizer import VectorQuantizer, code_counts, perplexity
+from wam_jax.nn.vector_quantizer import SHARING, VectorQuantizer, code_counts, perplexity
 
 Metrics = dict[str, Float[Array, ""]]
 Sampled = tuple[Float[Array, "B A"], Float[Array, ""]]  # what is predicted from in training, and a loss of its own
@@ -33,9 +33,9 @@ class Codes(nnx.Module):
     """LAPA's bottleneck (arXiv 2410.11758): a latent action is one of a few codes.
 
     LAPA quantises by noise substitution (NSVQ): in training it adds noise as large as the quantisation error, and
-    every so often it puts copies of used codes in place of unused ones. Here it is straight-through, and unused codes
-    are drawn back by a loss: a step remains a pure function of its parameters, without counts beside them, and what is
-    trained is what is used. LAPA has four codes of eight a pair; here it is one of ``count``.
+    every so often it puts copies of used codes in place of unused ones. Here it is straight-through, with a loss
+    that makes codes share the work: a step remains a pure function of its parameters, without counts beside them, and
+    what is trained is what is used. LAPA has four codes of eight a pair; here it is one of ``count``.
     """
 
     def __init__(self, size: int, count: int, rngs: nnx.Rngs):
@@ -47,8 +47,8 @@ class Codes(nnx.Module):
 
     def sample(self, x: Float[Array, "B A"], counted: Bool[Array, "B"], key: jax.Array) -> Sampled:
         quantized = self.quantizer(x)
-        import os
-        return quantized.values, float(os.environ.get('QW', 1)) * mean_of(quantized.loss, counted) + float(os.environ.get('SW', 0.1)) * self.quantizer.sharing_loss(x, counted)
+        loss = mean_of(quantized.loss, counted) - SHARING * self.quantizer.information(x, counted)
+        return quantized.values, loss
 
     def metrics(self, x: Float[Array, "B A"], counted: Bool[Array, "B"]) -> Metrics:
         counts = code_counts(self.quantizer(x).codes, counted, self.count)

@@ -25,7 +25,7 @@ Grid = tuple[int, int, int]  # cameras, rows, columns
 Change = tuple[Float[Array, "B N C"], Float[Array, "B N C"]]  # tokens as they are moved, and what is added to them
 
 GATHER_HEADS = 8
-START_PEAK = 2.0  # queries and keys begin as this, which puts 0.9 of a row of an 8 x 8 grid's K on its own token
+START_PEAK = 2.0  # queries and keys begin as this, which puts 0.95 of a row of an 8 x 8 grid's K on its own token
 
 
 class TokenLayers(nnx.Module):

@@ -75,7 +75,8 @@ def usage(
     if isinstance(bottleneck, Codes):
         found.append(codebook_report(np.asarray(bottleneck.quantizer(inferred).codes), config.codebook))
     if isinstance(bottleneck, Gaussian):
-        found.append(gaussian_report(*np.split(np.asarray(inferred), 2, -1), beta=config.beta))
+        mean, log_variance = np.split(np.asarray(inferred), 2, -1)
+        found.append(gaussian_report(mean, log_variance, config.beta))
     summary = f"error {error:.4f}, {numbers['error_ratio']:.2f} × that of predicting no change"
     return Usage(
         any(x.collapsed for x in found),

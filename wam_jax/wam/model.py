@@ -15,7 +15,7 @@ from wam_jax.nn.module import standardize
 from wam_jax.types import Text
 from wam_jax.wam.layout import Layout
 from wam_jax.wam.maps import StreamMap
-from wam_jax.wam.spec import Expert, Interface, Spec, Stream
+from wam_jax.wam.spec import KINDS, Expert, Interface, Spec, Stream
 from wam_jax.wam.tokens import Cache, Tokens
 from wam_jax.wam.trunk import Trunk
 from wam_jax.wam.visibility import Group
@@ -35,6 +35,7 @@ class Known:
       embodiment: which robot's input and output maps.
       given: of each stream with ``given_channels``, those of all frames of ``values``; zeros without an entry.
       image: a frozen encoder's tokens of a given image, for experts that read it; None: they read none.
+      episode: of packed rows, which one each frame belongs to; ``text`` then has an axis of them. None: one a row.
     """
 
     values: dict[str, Float[Array, "B t ..."]]
@@ -45,6 +46,7 @@ class Known:
     embodiment: Int[Array, "B"]
     given: dict[str, Float[Array, "B t V h w C"]] = dataclasses.field(default_factory=dict)
     image: Float[Array, "B I C"] | None = None
+    episode: Int[Array, "B t"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -75,15 +77,17 @@ class Context:
       summary: its mean, normalised; conditions adaLN.
       proprio, embodiment: as in ``Known``.
       time: control step of "now", added to rotary positions; rollouts with a history count on, else None.
+      episode: as in ``Known``, of each block.
     """
 
     cache: Cache
     text: dict[str, Text]
     image: dict[str, Float[Array, "B I D"]]
-    summary: Float[Array, "B C"]
+    summary: Float[Array, "B C"] | Float[Array, "B e C"]
     proprio: Float[Array, "B t P"]
     embodiment: Int[Array, "B"]
     time: Float[Array, ""] | None = None
+    episode: Int[Array, "B b"] | None = None
 
 
 class WorldActionModel(nnx.Module):
@@ -119,6 +123,8 @@ class WorldActionModel(nnx.Module):
 
     def begin(self, known: Known, time: Float[Array, ""] | None = None) -> Context:
         """Instruction and state, made ready for all passes; nothing has run yet."""
+        if known.episode is not None:
+            self._check_packed()
         dtype = jnp.dtype(self.spec.dtype)
         words = self._with_padding(known.text) if self.spec.padded_text else known.text
         text = {
@@ -134,7 +140,16 @@ class WorldActionModel(nnx.Module):
             proprio=known.proprio.astype(dtype),
             embodiment=known.embodiment,
             time=time,
+            episode=known.episode,
         )
+
+    def _check_packed(self) -> None:
+        """Raises: ValueError, if rows of several episodes cannot be told apart block by block."""
+        if self.layout.frames_per_block != 1 or not self.layout.autoregressive:
+            raise ValueError(
+                f"{self.spec.name}: packed rows need a causal model with one frame a block; set chunk_frames=1, or "
+                "data.pack_frames=0"
+            )
 
     def extend(
         self, context: Context, groups: Sequence[Group], known: Known, noisy: Mapping[str, Noisy] | None = None
@@ -196,11 +211,21 @@ class WorldActionModel(nnx.Module):
         positions = tuple(self._positions(group, context) for group in groups)
         sources = tuple(None if group.clean else self.layout.branch_source(group) for group in groups)
         rows, modulation, embedded = self._modulate(groups, context, noisy)
-        tokens = Tokens(tuple(groups), values, positions, rows, modulation, sources)
+        episodes = tuple(self._key_episode(group, context.episode) for group in groups)
+        tokens = Tokens(tuple(groups), values, positions, rows, modulation, sources, context.episode, episodes)
         out, cache = self.trunk(tokens, context.text, context.cache, keep, context.image)
         experts = [self.spec.stream(group.stream).expert for group in groups]
         levels = {g: embedded[e][:, row] for g, e, row in zip(groups, experts, rows, strict=True)}
         return out, cache, levels
+
+    def _key_episode(self, group: Group, episode: Int[Array, "B b"] | None) -> Int[Array, "B"] | None:
+        """The episode whose tokens may see a group; none may see actions that lead from one to the next."""
+        if episode is None:
+            return None
+        own = episode[:, group.block]
+        if group.clean and group.block > 0 and KINDS[self.spec.stream(group.stream).kind] == "steps":
+            return jnp.where(own == episode[:, group.block - 1], own, -1)
+        return own
 
     def _embed(self, group: Group, context: Context, known: Known, noisy: Mapping[str, Noisy]) -> Array | None:
         stream, maps = self.spec.stream(group.stream), self._map(group.stream)
@@ -245,11 +270,11 @@ class WorldActionModel(nnx.Module):
         Raises:
           ValueError: if there are more.
         """
-        room, length = self.interface.text_tokens, text.mask.shape[1]
+        room, length = self.interface.text_tokens, text.mask.shape[-1]
         if length > room:
             raise ValueError(f"{self.spec.name}: an instruction of {length} tokens; the model was made for {room}")
-        extra = ((0, 0), (0, room - length))
-        return jnp.pad(text.features, (*extra, (0, 0))), jnp.pad(text.mask, extra)
+        extra = [(0, 0)] * (text.mask.ndim - 1) + [(0, room - length)]
+        return jnp.pad(text.features, [*extra, (0, 0)]), jnp.pad(text.mask, extra)
 
     def _positions(self, group: Group, context: Context) -> Array | np.ndarray:
         where = self._map(group.stream).positions(group.block)
@@ -265,7 +290,11 @@ class WorldActionModel(nnx.Module):
         levels = jnp.stack([self._level(name, noisy, batch) for name in distinct], 1)
         known_frames = context.proprio.shape[1]
         frames = [min(name[2] * self.layout.frames_per_block, known_frames - 1) for name in distinct]
-        conditions = {"text": context.summary[:, None], "state": context.proprio[:, jnp.array(frames)]}
+        summary = context.summary[:, None]
+        if context.episode is not None:
+            mine = context.episode[:, jnp.array([name[2] for name in distinct])]
+            summary = jnp.take_along_axis(context.summary, mine[..., None], 1)
+        conditions = {"text": summary, "state": context.proprio[:, jnp.array(frames)]}
         modulation, embedded = {}, {}
         for name, conditioning in self.conditioning.items():
             conditions["levels"] = self._levels_of(name, noisy, batch)[:, None]
@@ -323,7 +352,7 @@ class WorldActionModel(nnx.Module):
         return jnp.concatenate(blocks, 2)
 
 
-def pool(text: Text) -> Float[Array, "B C"]:
+def pool(text: Text) -> Float[Array, "*B C"]:
     """Mean over the instruction's tokens."""
-    count = jnp.maximum(text.mask.sum(1, keepdims=True), 1)
-    return jnp.where(text.mask[..., None], text.features, 0.0).sum(1) / count
+    count = jnp.maximum(text.mask.sum(-1, keepdims=True), 1)
+    return jnp.where(text.mask[..., None], text.features, 0.0).sum(-2) / count

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from wam_jax.nn.attention import attend, concatenate_tokens
+from wam_jax.nn.attention import CrossAttention, attend, concatenate_tokens
 from wam_jax.nn.block import DiTBlock
 from wam_jax.nn.rotary import rotary_table, rotate
 from wam_jax.sharding import mesh_axis_size
+from wam_jax.types import Text
 from wam_jax.wam.lanes import Lane
 from wam_jax.wam.spec import Expert, Spec
 from wam_jax.wam.tokens import Cache, KeysValues, Tokens
@@ -67,6 +68,8 @@ class PassState:
         self.x = {g: v for g, v in zip(tokens.groups, tokens.values, strict=True) if v is not None}
         self.kept: dict[Group, dict[int, KeysValues]] = {group: {} for group in tokens.groups}
         self.bridged: dict[Group, dict[str, KeysValues]] = {group: {} for group in tokens.groups}
+        episodes = tokens.key_episode or (None,) * len(tokens.groups)
+        self.key_episode = dict(zip(tokens.groups, episodes, strict=True))
 
 
 class StretchRun:
@@ -106,6 +109,7 @@ class StretchRun:
         self.plan: tuple[Segment, ...] = attention_plan(visible & joint)
         self.cached = tuple(entry.keys_values[number] for _, entry in inside)
         self.present = {i: entry.present for i, (_, entry) in enumerate(inside) if entry.present is not None}
+        self.episodes = [*(entry.episode for _, entry in inside), *(self.state.key_episode[g] for g in queries)]
         self.queries = queries
         self._plan_bridges(cache)
 
@@ -115,22 +119,25 @@ class StretchRun:
         self.bridged: dict[str, tuple[KeysValues, ...]] = {}
         self.beside: dict[str, list[Group]] = {}
         self.bridge_present: dict[str, dict[int, Array]] = {}
+        self.bridge_episodes: dict[str, list[Array | None]] = {}
         for name in self.stretch.start:
             bridge = self.spec.expert(name).bridge
             if bridge is None:
                 continue
             known = [
-                (g, e.bridged[name], e.present)
+                (g, e.bridged[name], e.present, e.episode)
                 for g, e in zip(cache.groups, cache.entries, strict=True)
                 if name in e.bridged
             ]
-            known += [(g, kv[name], None) for g, kv in self.state.bridged.items() if name in kv]
+            own_episode = self.state.key_episode
+            known += [(g, kv[name], None, own_episode[g]) for g, kv in self.state.bridged.items() if name in kv]
             beside = [g for g in self.queries if self._expert(g).name == bridge.source] if bridge.parallel else []
             own = [g for lane in self.lanes if lane.expert == name for g in lane.groups]
-            visible = visibility_matrix(own, [*(g for g, _, _ in known), *beside], self.spec.visibility)
+            visible = visibility_matrix(own, [*(g for g, *_ in known), *beside], self.spec.visibility)
             self.bridge_plans[name] = attention_plan(visible, may_be_blind=True)
-            self.bridged[name] = tuple(kv for _, kv, _ in known)
-            self.bridge_present[name] = {i: p for i, (_, _, p) in enumerate(known) if p is not None}
+            self.bridged[name] = tuple(kv for _, kv, *_ in known)
+            self.bridge_present[name] = {i: p for i, (_, _, p, _) in enumerate(known) if p is not None}
+            self.bridge_episodes[name] = [*(e for *_, e in known), *(own_episode[g] for g in beside)]
             self.beside[name] = beside
 
     def _expert(self, group: Group) -> Expert:
@@ -160,17 +167,17 @@ class StretchRun:
             for group, q, k, v in zip(lane.groups, *(lane.split(a) for a in (query, key, value)), strict=True):
                 queries[group], own[group] = q, (k, v)
         own_in_order = tuple(own[group] for group in self.queries)
-        attended = self._attend(self.plan, self.queries, queries, (*cached, *own_in_order), self.present)
+        available = (*cached, *own_in_order)
+        attended = self._attend(self.plan, self.queries, queries, available, self.present, self.episodes)
         parallel = self._parallel_keys_values(blocks, x)
         after = {}
         for lane in self.lanes:
             block, modulation = blocks[lane.expert], self.modulation[lane.name]
             owner = self._owner(lane.expert)
-            attention, words = blocks[owner].attention, text.get(owner)
-            y = block.attend(
-                x[lane.name], lane.gather([attended[g] for g in lane.groups]), modulation, attention,
-                None if words is None else words.features, None if words is None else words.mask, image.get(owner),
-            )  # fmt: skip
+            gathered, read = lane.gather([attended[g] for g in lane.groups]), None
+            if owner in text:
+                read = functools.partial(self._read_text, lane, text[owner], image.get(owner))
+            y = block.attend(x[lane.name], gathered, modulation, blocks[owner].attention, read)
             if lane.expert in self.bridge_plans:
                 y = self._read(lane, block, y, (*bridged[lane.expert], *parallel[lane.expert]))
             after[lane.name] = lane.constrain(block.feed_forward(y, modulation))
@@ -199,12 +206,31 @@ class StretchRun:
             found[name] = tuple(pairs[group] for group in beside)
         return found
 
+    def _read_text(
+        self, lane: Lane, words: Text, image: Array | None, attention: CrossAttention, x: Float[Array, "B N D"]
+    ) -> Float[Array, "B N D"]:
+        """Cross-attention of a lane to the instruction; of packed rows, of every block to its episode's."""
+        episode = self.state.tokens.episode
+        if episode is None:
+            return attention(x, words.features, words.mask, image)
+        parts = dict(zip(lane.groups, lane.split(x), strict=True))
+        for size in {group.size for group in lane.groups}:  # blocks of equal size are one call
+            groups = [group for group in lane.groups if group.size == size]
+            mine = episode[:, jnp.array([group.block for group in groups])]  # [B, groups]
+            features, mask = (jax.vmap(lambda t, e: t[e])(t, mine) for t in (words.features, words.mask))
+            stacked = jnp.stack([parts[group] for group in groups], 1)
+            flat = (a.reshape(-1, *a.shape[2:]) for a in (stacked, features, mask))
+            found = attention(*flat).reshape(stacked.shape)
+            parts.update({group: found[:, i] for i, group in enumerate(groups)})
+        return lane.gather([parts[group] for group in lane.groups])
+
     def _read(self, lane: Lane, block: DiTBlock, x: Array, available: tuple[KeysValues, ...]) -> Array:
         """Tokens of one lane after its bridge."""
         own = [g for other in self.lanes if other.expert == lane.expert for g in other.groups]
         queries = dict(zip(lane.groups, lane.split(block.bridge.queries(x)), strict=True))
         plan = self.bridge_plans[lane.expert]
-        attended = self._attend(plan, own, queries, available, self.bridge_present[lane.expert])
+        present, episodes = self.bridge_present[lane.expert], self.bridge_episodes[lane.expert]
+        attended = self._attend(plan, own, queries, available, present, episodes)
         return block.read(x, lane.gather([attended[g] for g in lane.groups]))
 
     def _attend(
@@ -214,8 +240,12 @@ class StretchRun:
         queries: Mapping[Group, Array],
         available: Sequence[KeysValues],
         present: Mapping[int, Array],
+        episodes: Sequence[Array | None],
     ) -> dict[Group, Array]:
-        """What each query group attended to: one unmasked call a segment, unless it holds slots that may be empty."""
+        """What each query group attended to: one call a segment.
+
+        It is unmasked, unless it holds slots that may be empty or the rows are packed.
+        """
         attended: dict[Group, Array] = {}
         for segment in plan:
             members = [order[i] for i in segment.queries if order[i] in queries]
@@ -226,11 +256,35 @@ class StretchRun:
                 continue
             keys, values = (concatenate_tokens([available[i][side] for i in segment.keys]) for side in (0, 1))
             mask = _key_mask(segment, available, present)
+            if self.state.tokens.episode is not None:
+                sizes = [available[i][0].shape[1] for i in segment.keys]
+                own = self._own_episode(members, sizes, [episodes[i] for i in segment.keys])
+                mask = own if mask is None else mask & own
             rows = {lane.rows for lane in self.lanes for g in members if g in lane.groups}
             lane = Lane("", rows.pop() if len(rows) == 1 else 1, tuple(members))
             out = attend(lane.gather([queries[g] for g in members]), keys, values, mask)
             attended.update(zip(members, lane.split(out), strict=True))
         return attended
+
+    def _own_episode(
+        self, members: Sequence[Group], sizes: Sequence[int], keys: Sequence[Array | None]
+    ) -> Bool[Array, "B N"]:
+        """Which keys are of the queries' episode.
+
+        Raises:
+          ValueError: if the queries are of several blocks, which may be of several episodes.
+        """
+        blocks = {group.block for group in members}
+        if len(blocks) > 1:
+            raise ValueError(
+                f"{self.spec.name}: blocks {sorted(blocks)} attend to the same tokens in one call, so rows cannot be "
+                "packed; set data.pack_frames=0"
+            )
+        episode = self.state.tokens.episode
+        assert episode is not None
+        mine = episode[:, blocks.pop()]
+        parts = [jnp.broadcast_to((key == mine)[:, None], (len(mine), n)) for key, n in zip(keys, sizes, strict=True)]
+        return jnp.concatenate(parts, 1)
 
     def finish(self, x: Mapping[str, Array], kept, parallel) -> None:
         """Notes the tokens after the last layer, and what was kept."""

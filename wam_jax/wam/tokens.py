@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from wam_jax.wam.visibility import Group
 
@@ -22,12 +22,14 @@ class Entry:
       bridged: keys and values for each expert that reads it, all of that expert's layers.
       hidden: its tokens after its last layer.
       present: which tokens are there: those of a rolling cache's slot that is not filled yet are hidden. None: all.
+      episode: see ``Tokens.key_episode``.
     """
 
     keys_values: dict[int, KeysValues]
     bridged: dict[str, KeysValues]
     hidden: Float[Array, "B n D"]
     present: Bool[Array, "n"] | None = None
+    episode: Int[Array, "B"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +55,8 @@ class Tokens:
       rows: per group, which row of the modulation is its own.
       modulation: per expert, one row a distinct noise level (and state).
       sources: per group, the group it branches off from.
+      episode: of packed rows, the episode that each block belongs to: tokens see their own only. None: one a row.
+      key_episode: per group, the episode whose tokens may see it; -1: none.
     """
 
     groups: tuple[Group, ...]
@@ -61,3 +65,5 @@ class Tokens:
     rows: tuple[int, ...]
     modulation: Mapping[str, Float[Array, "B S 6 D"]]
     sources: tuple[Group | None, ...]
+    episode: Int[Array, "B b"] | None = None
+    key_episode: tuple[Int[Array, "B"] | None, ...] = ()

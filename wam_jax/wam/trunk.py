@@ -81,7 +81,8 @@ class Trunk(nnx.Module):
         if not keep:
             return hidden, Cache()
         entries = tuple(
-            Entry(state.kept[group], state.bridged[group], x) for group, x in zip(tokens.groups, hidden, strict=True)
+            Entry(state.kept[group], state.bridged[group], x, episode=state.key_episode[group])
+            for group, x in zip(tokens.groups, hidden, strict=True)
         )
         return hidden, Cache(tokens.groups, entries)
 

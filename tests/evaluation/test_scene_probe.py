@@ -1,0 +1,51 @@
+"""Probes of the simulator's scenes: what the images are made of can be read off latents that hold it, and only then."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax.evaluation.scene_probe import Scenes, draw_scenes, probe_tokenizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """A tokenizer whose latents are the images, or nothing of them."""
+
+    blind: bool = dataclasses.field(default=False, metadata={"static": True})
+    config = types.SimpleNamespace(tubelet=1)
+
+    def start(self, images):
+        return jnp.asarray(images, jnp.float32) * (0 if self.blind else 1), ()
+
+
+def scenes(seed: int) -> Scenes:
+    """A bright dot whose place is the position; held where it is to the right."""
+    rng = np.random.default_rng(seed)
+    place = rng.integers(0, 8, (256, 2))
+    images = np.zeros((256, 1, 8, 8, 3), np.uint8)
+    images[np.arange(256), 0, place[:, 0], place[:, 1]] = 255
+    return Scenes(images, place / 8.0, place[:, 1] >= 4)
+
+
+def test_what_latents_hold_is_read_and_what_they_do_not_is_not():
+    fit, test = scenes(0), scenes(1)
+    seeing, blind = (probe_tokenizer(Pixels(blind), fit, test) for blind in (False, True))
+    assert seeing["position_r2"] > 0.9
+    assert seeing["held_accuracy"] > 0.95
+    assert blind["position_r2"] < 0.05
+    assert blind["position_error"] == pytest.approx(blind["position_error_of_mean"], rel=0.05)
+
+
+def test_scenes_are_moments_of_the_experts_episodes():
+    found = draw_scenes("pick_lift", 16, 24, seed=3)
+    assert found.images.shape == (24, 2, 16, 16, 3)
+    assert found.positions.shape == (24, 4)  # two cubes
+    assert (found.positions[:, 1] <= found.positions[:, 3]).all()  # from left to right
+    assert 0 < found.held.sum() < 24
+    again = draw_scenes("pick_lift", 16, 24, seed=3)
+    np.testing.assert_array_equal(found.images, again.images)
