@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     config.data.cumulative = (True, True, True, False)  # action dimensions that are deltas, learned as displacements
     config.data.normalization = "mean_std"  # mean_std | quantile | none
     config.data.unnormalized = (3,)  # action dimensions left as they are (the gripper)
+    config.data.packed = False  # rows of frame_steps that hold whole episodes, several where they are short
     config.data.precompute_latents = True  # encode every frame once, before training
     config.data.threads = 2
     config.data.text_encoder = "minilm_l6"  # or umt5_xxl, t5_v1_1_xxl, siglip2_base_patch16_224, ...: `wam assets`

@@ -98,12 +98,21 @@ class BatchAssembler:
         proprio = stack_columns(stores, spec.proprio_key)
         _check_size(spec.proprio_key, proprio.shape[1], len(proprio_affine.offset))
         self._proprio = proprio_affine.normalise(proprio).astype(np.float32)
-        text_rows = [text_table.rows(store) for store in stores]
-        first_episode = np.cumsum([0, *(len(rows) for rows in text_rows)])[self.table.store]
-        self._text_row = np.concatenate(text_rows)[first_episode + self.table.episode]
+        self._text_rows = [text_table.rows(store) for store in stores]
+        first_episode = np.cumsum([0, *(len(rows) for rows in self._text_rows)])[self.table.store]
+        self._text_row = np.concatenate(self._text_rows)[first_episode + self.table.episode]
         self._embodiment = np.array(embodiments, np.int32)[self.table.store]
-        self._labelled = np.array([True] * len(stores) if labelled is None else labelled)[self.table.store]
+        self._embodiments = tuple(embodiments)
+        self._labelled_stores = np.array([True] * len(stores) if labelled is None else labelled)
+        self._labelled = self._labelled_stores[self.table.store]
         self._check_frame_shapes()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def windows_of(self, store: int) -> Int[np.ndarray, "W"]:
+        """The numbers of a store's windows."""
+        return np.flatnonzero(self.table.store == store)
 
     def sample(self, window: int) -> Sample | None:
         """The frames of one window; None where one of them cannot be read.
@@ -117,8 +126,8 @@ class BatchAssembler:
             if not self.dropped:
                 console.log(f"dropping windows with unreadable frames, the first: {error}")
             self.dropped.add(window)
-            if len(self.dropped) > _MAX_DROPPED * len(self.table):
-                share = f"{len(self.dropped)} of {len(self.table)} windows cannot be read"
+            if len(self.dropped) > _MAX_DROPPED * len(self):
+                share = f"{len(self.dropped)} of {len(self)} windows cannot be read"
                 raise DecodeError(f"{share}, the last: {error}; check the dataset's files") from error
             return None
 
@@ -169,16 +178,20 @@ class BatchAssembler:
         spec = self._spec
         offsets = spec.image_offsets if self._latents is None else spec.frame_offsets
         steps = [min(step + offset, last) for offset in offsets]
+        return self._read(number, episode, steps)
+
+    def _read(self, store: int, episode: int, steps: Sequence[int]) -> Shaped[np.ndarray, "T V ..."]:
         if self._latents is not None:
-            return self._latents[number].read(episode, steps)
-        return read_cameras(self.stores[number], episode, steps, spec.image_columns, spec.image_size)
+            return self._latents[store].read(episode, steps)
+        return read_cameras(self.stores[store], episode, steps, self._spec.image_columns, self._spec.image_size)
 
     def _check_frame_shapes(self) -> None:
         """Reads one window a store, so that frames that cannot be stacked or split are an error before training."""
         shapes = {}
         for number, store in enumerate(self.stores):
-            windows = np.flatnonzero(self.table.store == number)
-            sample = next((s for window in windows if (s := self.sample(int(window))) is not None), None)
+            sample = next(
+                (s for window in self.windows_of(number) if (s := self.sample(int(window))) is not None), None
+            )
             if sample is not None:
                 shapes[f"{number}:{store.name}"] = sample[1].shape[1:]
         if len(set(shapes.values())) > 1:

@@ -9,6 +9,7 @@ import numpy as np
 from data_pipelines.batches import BatchAssembler, LatentSource, Sample, TextTable
 from data_pipelines.episodes import EpisodeStore
 from data_pipelines.mixture import window_order
+from data_pipelines.packing import PackedAssembler
 from data_pipelines.transforms import ActionCodec, Affine
 from data_pipelines.windows import WindowSpec
 from wam_jax.types import Batch
@@ -30,7 +31,7 @@ class Loader:
     @property
     def num_windows(self) -> int:
         """Windows of all datasets together."""
-        return len(self.assembler.table)
+        return len(self.assembler)
 
     @property
     def num_dropped(self) -> int:
@@ -60,6 +61,7 @@ def make_loader(
     latents: Sequence[LatentSource] | None = None,
     embodiments: Sequence[int] | None = None,
     labelled: Sequence[bool] | None = None,
+    packed: bool = False,
 ) -> Loader:
     """Builds the training input of this host.
 
@@ -79,14 +81,18 @@ def make_loader(
         instead of ``images``, and depth as latents too.
       embodiments: the embodiment number of each store; None counts them.
       labelled: whether each store's actions may be looked at; None: all. Others are action-free video.
+      packed: rows of the spec's frames that hold whole episodes, several where they are short, instead of windows.
 
     Raises:
       CameraError: a store lacks a camera or a depth camera.
       KeyError: a store lacks a column, or an instruction has no text features.
       ValueError: sizes, weights or shards do not fit together.
     """
-    assembler = BatchAssembler(stores, spec, codec, proprio_affine, text_table, latents, embodiments, labelled)
-    groups = [np.flatnonzero(assembler.table.store == number) for number in range(len(stores))]
+    arguments = (stores, spec, codec, proprio_affine, text_table, latents, embodiments, labelled)
+    assembler = PackedAssembler(*arguments, seed=seed) if packed else BatchAssembler(*arguments)
+    groups = [assembler.windows_of(number) for number in range(len(stores))]
+    if packed and weights is None:
+        groups = [np.concatenate(groups)]
     order = window_order(groups, weights, seed, shard_index, shard_count)
     return Loader(assembler, order, batch_size, num_threads)
 

@@ -64,6 +64,7 @@ class Data:
             num_threads=self.config.threads,
             latents=latents,
             embodiments=self.embodiments,
+            packed=self.config.packed and windows is None,
             labelled=[number < len(self.train) - self.unlabelled for number in range(len(self.train))],
         )
         return iter(loader)

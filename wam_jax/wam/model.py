@@ -148,7 +148,7 @@ class WorldActionModel(nnx.Module):
         if self.layout.frames_per_block != 1 or not self.layout.autoregressive:
             raise ValueError(
                 f"{self.spec.name}: packed rows need a causal model with one frame a block; set chunk_frames=1, or "
-                "data.pack_frames=0"
+                "data.packed=False"
             )
 
     def extend(

@@ -278,12 +278,12 @@ class StretchRun:
         if len(blocks) > 1:
             raise ValueError(
                 f"{self.spec.name}: blocks {sorted(blocks)} attend to the same tokens in one call, so rows cannot be "
-                "packed; set data.pack_frames=0"
+                "packed; set data.packed=False"
             )
         episode = self.state.tokens.episode
         assert episode is not None
         mine = episode[:, blocks.pop()]
-        parts = [jnp.broadcast_to((key == mine)[:, None], (len(mine), n)) for key, n in zip(keys, sizes, strict=True)]
+        parts = [jnp.repeat((jnp.asarray(key) == mine)[:, None], n, 1) for key, n in zip(keys, sizes, strict=True)]
         return jnp.concatenate(parts, 1)
 
     def finish(self, x: Mapping[str, Array], kept, parallel) -> None:
