@@ -78,11 +78,9 @@ def usage(
         mean, log_variance = np.split(np.asarray(inferred), 2, -1)
         found.append(gaussian_report(mean, log_variance, config.beta))
     summary = f"error {error:.4f}, {numbers['error_ratio']:.2f} × that of predicting no change"
-    return Usage(
-        any(x.collapsed for x in found),
-        "; ".join([summary, *(x.summary for x in found)]),
-        {key: value for x in ({**numbers}, *(x.numbers for x in found)) for key, value in x.items()},
-    )
+    for report in found:
+        numbers |= report.numbers
+    return Usage(any(x.collapsed for x in found), "; ".join([summary, *(x.summary for x in found)]), numbers)
 
 
 def codebook_report(codes: Int[np.ndarray, "M"], count: int) -> Usage:
