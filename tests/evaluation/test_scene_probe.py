@@ -41,6 +41,7 @@ def test_what_latents_hold_is_read_and_what_they_do_not_is_not():
     assert blind["position_error"] == pytest.approx(blind["position_error_of_mean"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_scenes_are_moments_of_the_experts_episodes():
     found = draw_scenes("pick_lift", 16, 24, seed=3)
     assert found.images.shape == (24, 2, 16, 16, 3)

@@ -20,7 +20,7 @@ PARAMS = sum(x.size for x in jax.tree.leaves(MODEL.shapes()))
 
 @pytest.fixture
 def trainer():
-    def loss(params, frozen, batch, key):
+    def loss(params, frozen, batch, key, step):
         return jnp.mean(MODEL.bind(params)(batch) ** 2), {}
 
     mesh = make_mesh({}, jax.devices()[:1])

@@ -19,7 +19,7 @@ CONFIG = OptimizerConfig(steps=10, learning_rate=0.01, ema=0.9)
 
 
 def loss(definition):
-    def of(params, frozen, batch, key):
+    def of(params, frozen, batch, key, step):
         error = jnp.mean((definition.bind(params)(batch["x"]) - batch["y"]) ** 2)
         return error, {"error": error}
 
