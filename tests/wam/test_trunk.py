@@ -161,7 +161,11 @@ class DenseTrunk:
                 *(jnp.concatenate([qkv[g][s] for g in joint], 1) for s in (1, 2)),
                 self.mask(group, joint),
             )
-            x = block.attend(self.x[group], attended, mod[group], attention, words.features, words.mask)
+
+            def read_text(cross, y, words=words):
+                return cross(y, words.features, words.mask)
+
+            x = block.attend(self.x[group], attended, mod[group], attention, read_text)
             if bridge:
                 source = before if tapped is None else tapped
                 read = [g for g in self.tokens.groups if spec.stream(g.stream).expert == bridge.source]
