@@ -78,7 +78,7 @@ def predict(model: WorldActionModel, batch: Batch, noise: dict[str, np.ndarray])
     return {name: np.asarray(x)[:, 0] for name, x in run().items()}
 
 
-@pytest.mark.parametrize("name", ["repwam", "dreamzero"])
+@pytest.mark.parametrize("name", ["repwam", pytest.param("dreamzero", marks=pytest.mark.slow)])
 def test_packed_episodes_are_predicted_as_each_alone(tiny, packed, name):
     rng, model = np.random.default_rng(1), model_of(tiny, sum(LENGTHS), name)
     noise = {s.name: rng.normal(size=(ROWS, *model.layout.future_shape(s))).astype(np.float32)
