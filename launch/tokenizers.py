@@ -228,8 +228,8 @@ def encode_dataset(data: Data, tokenizer: Tokenizer) -> list[LatentSource]:
     return build_latents(data, tokenizer, tokenizer_key(tokenizer))
 
 
-def tokenizer_key(tokenizer: Tokenizer) -> str:
-    """A hash over the tokenizer's sizes and arrays."""
+def tokenizer_key(tokenizer: Tokenizer | FrozenLatentActions) -> str:
+    """A hash over a tokenizer's sizes and arrays."""
     digest = hashlib.sha256(repr(tokenizer.config).encode())
     for leaf in jax.tree.leaves(tokenizer):
         digest.update(np.ascontiguousarray(leaf).tobytes())

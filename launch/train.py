@@ -35,6 +35,7 @@ from launch.tokenizers import (
     find_latent_actions,
     find_tokenizer,
     load_teacher,
+    tokenizer_key,
     tokenizer_of,
     with_images_for,
 )
@@ -163,6 +164,8 @@ def train_model(
         "init": config.init,
         "lora": to_plain(config.train.lora) if config.train.lora.rank else None,
     }
+    if frozen.latent_actions is not None:
+        identity["latent_actions"] = tokenizer_key(frozen.latent_actions)  # they are not saved with the model
     definition = define_model(identity)
     check_blocks(definition, data)
     source = None if is_run(directory) else open_source(config, definition)

@@ -1,6 +1,7 @@
 """What latents know of a scene: linear probes on pictures of the simulator, where the truth is at hand."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ class Scenes(NamedTuple):
     held: Bool[np.ndarray, "N"]
 
 
+@functools.cache  # several tokenizers are probed on the same scenes
 def draw_scenes(task: str, image_size: int, count: int, seed: int) -> Scenes:
     """One random moment of each of ``count`` episodes."""
     env = Tabletop(task, image_size=image_size)

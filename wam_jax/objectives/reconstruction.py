@@ -117,7 +117,7 @@ def reconstruction_loss(
       weights: of the parts.
       judges: what the parts ask.
       images: clips of one camera.
-      key: of the noise on latents.
+      key: of the noise on latents, and of which images the networks see.
       step: of the training.
 
     Returns:
@@ -125,16 +125,15 @@ def reconstruction_loss(
     """
     target = to_float(images)
     tokenizer = define_tokenizer(config).bind(params["tokenizer"])
-    noise_key, pick_key = jax.random.split(key)
     latents = tokenizer.encode(target)
     scale = jnp.sqrt(jnp.mean(latents**2) + 1e-6)
-    decoded = tokenizer.decode(latents + weights.latent_noise * jax.random.normal(noise_key, latents.shape))
+    decoded = tokenizer.decode(latents + weights.latent_noise * jax.random.normal(key, latents.shape))
     error = decoded - target
     squared = jnp.mean(error**2)
     loss = weights.l1 * jnp.mean(jnp.abs(error)) + weights.l2 * squared + weights.latent_scale * jnp.log(scale) ** 2
     metrics = {"psnr": 10 * jnp.log10(4 / squared), "latent_scale": scale}
     if weights.perceptual or weights.adversarial:
-        drawn = jax.random.randint(pick_key, (len(images), 1, 1, 1, 1), 0, images.shape[1])
+        drawn = jax.random.randint(jax.random.fold_in(key, 1), (len(images), 1, 1, 1, 1), 0, images.shape[1])
         fake, real = (jnp.take_along_axis(x, drawn, 1)[:, 0] for x in (decoded, target))
         judged, more = _judged(weights, params, judges, fake, real, step)
         loss, metrics = loss + judged, metrics | more
