@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.demos.depth = False  # also write depth pictures, as cameras front_depth and wrist_depth
 
     config.data = ConfigDict()
-    config.data.datasets = ()  # RLDS folders (the ones with features.json); filled by the demonstrations
+    config.data.datasets = ()  # RLDS or LeRobot folders; filled by the demonstrations
     config.data.weights = ()  # how often each dataset is drawn; empty: all windows alike
     config.data.embodiments = ()  # number of each dataset's robot; empty: all 0
     config.data.split = "train"

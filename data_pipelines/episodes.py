@@ -7,6 +7,10 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
 
+class DatasetError(ValueError):
+    """The folder is not a usable dataset; the message says what is wrong and what to do."""
+
+
 class DecodeError(ValueError):
     """An image cannot be read; the message names file, episode, camera and step."""
 

@@ -9,12 +9,10 @@ import math
 import pathlib
 from typing import Any
 
+from data_pipelines.episodes import DatasetError
+
 _STEPS = "steps/"
 _OBSERVATION = "observation/"
-
-
-class DatasetError(ValueError):
-    """The folder is not a usable RLDS dataset; the message says what is wrong and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)

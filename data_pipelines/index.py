@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from data_pipelines import beside
-from data_pipelines.features import DatasetError, DatasetInfo, read_dataset_info
+from data_pipelines.episodes import DatasetError
+from data_pipelines.features import DatasetInfo, read_dataset_info
 from data_pipelines.scan import ScannedEpisode, Skipped, find_instruction_key, scan_shard
 from wam_jax import console
 

@@ -1,6 +1,7 @@
-"""Part of a dataset's episodes, by the slice notation of tensorflow_datasets: ``train[:80%]``, ``train[100:]``."""
+"""Opens a dataset folder, or part of its episodes in tensorflow_datasets' notation: ``train[:80%]``."""
 
 import os
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -9,27 +10,35 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
 from data_pipelines.episodes import EpisodeStore
+from data_pipelines.lerobot import INFO, LeRobotStore
 from data_pipelines.rlds import RldsStore
 
 _SLICE = re.compile(r"^(?P<name>[\w-]+)(\[(?P<first>\d+%?)?:(?P<last>\d+%?)?\])?$")
 
 
 def open_split(directory: str | os.PathLike[str], split: str) -> EpisodeStore:
-    """Opens a split of an RLDS folder, or a slice of one; builds the index where it is missing or stale.
+    """Opens a split of an RLDS or LeRobot folder, or a slice of one; builds RLDS' index where it is missing or stale.
 
     Raises:
       ValueError: the notation is not understood, or the slice is empty.
+      DatasetError: the dataset is incomplete, or has no such split.
     """
     match = _SLICE.match(split)
     if match is None:
         raise ValueError(f"split {split!r} is not understood; write train, train[:80%] or train[100:]")
-    store = RldsStore.open(directory, match["name"], build=True)
+    store = _open(pathlib.Path(directory), match["name"])
     first, last = (_position(match[part], store.num_episodes, end) for part, end in (("first", 0), ("last", 1)))
     if not first < last:
         raise ValueError(f"split {split!r} of {store.name} is empty: it has {store.num_episodes} episodes")
     if (first, last) == (0, store.num_episodes):
         return store
     return EpisodeSlice(store, first, last)
+
+
+def _open(directory: pathlib.Path, split: str) -> EpisodeStore:
+    if (directory / INFO).is_file():
+        return LeRobotStore(directory, split)
+    return RldsStore.open(directory, split, build=True)
 
 
 def _position(text: str | None, count: int, default: int) -> int:

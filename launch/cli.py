@@ -10,7 +10,7 @@ VERBS = {
     "demos": "write the simulator's expert demonstrations as RLDS",
     "index": "scan RLDS folders so that any frame can be read",
     "tokenize": "encode the training data once, for trainings to read",
-    "train": "train tokenizer and world action model on RLDS data",
+    "train": "train tokenizer and world action model on RLDS or LeRobot data",
     "evaluate": "closed-loop success of a checkpoint in batched MJX",
     "export": "a run as safetensors with its configuration and a model card, or back",
     "study": "test a claim: arms x seeds on the same data, steps and episodes",

@@ -90,7 +90,7 @@ def open_data(config: ConfigDict) -> Data:
       ConfigError: if there are none, or a field does not fit the data.
     """
     if not config.datasets:
-        raise ConfigError("config.data.datasets is empty; name RLDS folders, or make some with: wam demos")
+        raise ConfigError("config.data.datasets is empty; name RLDS or LeRobot folders, or make some with: wam demos")
     embodiments = tuple(config.embodiments) or (0,) * len(config.datasets)
     if len(embodiments) != len(config.datasets):
         given = f"{len(embodiments)} embodiments and {len(config.datasets)} datasets"

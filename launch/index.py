@@ -1,4 +1,7 @@
-"""`wam index`: scans RLDS folders, so that training can read any frame without reading its episode."""
+"""`wam index`: scans RLDS folders, so that training can read any frame without reading its episode.
+
+LeRobot folders need none: their files say where everything is.
+"""
 
 import argparse
 import time

@@ -18,8 +18,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 from toy_rlds import make_episode, write_dataset
 
 from data_pipelines import protowire
-from data_pipelines.episodes import CameraError
-from data_pipelines.features import DatasetError, short_names
+from data_pipelines.episodes import CameraError, DatasetError
+from data_pipelines.features import short_names
 from data_pipelines.images import decode_image, encode_jpeg
 from data_pipelines.index import MissingIndexError, MissingShardError, StaleIndexError, build_index, open_index
 from data_pipelines.rlds import RldsStore
