@@ -39,6 +39,10 @@ class EpisodeStore(Protocol):
         """``E``."""
 
     @property
+    def skipped(self) -> int:
+        """Episodes that the dataset lists but that cannot be read: damaged, or not downloaded."""
+
+    @property
     def episode_starts(self) -> Int[np.ndarray, "E+1"]:
         """Row of each episode's first step, and the total number of steps at the end."""
 

@@ -97,6 +97,11 @@ class LeRobotStore:
         return self._directory.resolve().name
 
     @property
+    def skipped(self) -> int:
+        """How many are ``absent``."""
+        return len(self.absent)
+
+    @property
     def num_episodes(self) -> int:
         """``E``."""
         return len(self._episodes)

@@ -90,6 +90,11 @@ class RldsStore:
         return self._index.report
 
     @property
+    def skipped(self) -> int:
+        """Records that the scan could not read; ``report`` says why."""
+        return len(self._index.report.skipped)
+
+    @property
     def fingerprint(self) -> str:
         """A hash that depends on every indexed byte of the dataset."""
         return self._index.fingerprint

@@ -69,6 +69,11 @@ class EpisodeSlice:
         return f"{self._store.fingerprint}[{self._first}:{self._last}]"
 
     @property
+    def skipped(self) -> int:
+        """The whole dataset's."""
+        return self._store.skipped
+
+    @property
     def num_episodes(self) -> int:
         """Episodes of the slice."""
         return self._last - self._first

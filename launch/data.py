@@ -148,6 +148,7 @@ def _describe(data: Data) -> None:
         console.log(
             f"{store.name}: {store.num_episodes} episodes, {steps} steps, {held_out.num_episodes} held out; "
             f"cameras {', '.join(store.cameras)}"
+            + (f"; {store.skipped} more are damaged or not here" if store.skipped else "")
         )
     action = data.statistics.action
     ranges = ", ".join(f"{low:.2g}..{high:.2g}" for low, high in zip(action.q01, action.q99, strict=True))

@@ -30,7 +30,7 @@ from wam_jax.training.state import init_state, state_shardings
 from wam_jax.training.step import make_step
 
 MESHES = [
-    {"data": 2, "fsdp": 4},
+    pytest.param({"data": 2, "fsdp": 4}, marks=pytest.mark.slow),
     {"fsdp": 2, "context": 2, "tensor": 2},
     pytest.param({"data": 2, "context": 4}, marks=pytest.mark.slow),
     pytest.param({"data": 8}, marks=pytest.mark.slow),

@@ -128,7 +128,7 @@ def test_what_was_not_downloaded_is_left_out_and_listed(v2, episodes):
     for path in (v2 / "videos/chunk-000/observation.images.wrist").iterdir():
         path.unlink()
     store = LeRobotStore(v2)
-    assert store.absent == (1,)
+    assert (store.absent, store.skipped) == ((1,), 1)
     assert store.absent_cameras == ("observation.images.wrist",)
     np.testing.assert_array_equal(store.lowdim("action"), np.concatenate([episodes[0].action, episodes[2].action]))
     np.testing.assert_array_equal(store.read_frames(1, "front", [22]), episodes[2].images["front"][[22]])

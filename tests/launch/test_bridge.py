@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BRIDGE = ROOT.parent / "shared" / "data" / "bridge_rlds" / "bridge_dataset" / "1.0.0"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BRIDGE.is_dir(), reason="the Bridge sample is not beside the repository")
 def test_bridge_trains_and_reports_that_it_is_small(tmp_path, monkeypatch):
     if assets.status(["minilm_l6"])[0].state != "here":

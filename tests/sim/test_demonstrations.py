@@ -58,6 +58,7 @@ def with_depth(reach):
     return generate(reach, key, NUM_EPISODES, reach.expert_steps, depth=True)
 
 
+@pytest.mark.slow
 def test_depth_is_an_addition(reach, reach_demonstrations, with_depth):
     assert reach_demonstrations.depth is None
     assert with_depth.depth.shape == (NUM_EPISODES, reach.expert_steps, 2, 64, 64)
@@ -82,6 +83,7 @@ def written(reach, reach_demonstrations, with_depth, tmp_path_factory):
     return stores
 
 
+@pytest.mark.slow
 def test_depth_on_disk_is_grey_and_close_to_what_was_drawn(written, with_depth):
     assert written[0].cameras == ("front", "wrist")
     assert sorted(written[1].cameras) == ["front", "front_depth", "wrist", "wrist_depth"]
@@ -95,6 +97,7 @@ def test_depth_on_disk_is_grey_and_close_to_what_was_drawn(written, with_depth):
         assert np.quantile(error, 0.99) < 0.03
 
 
+@pytest.mark.slow
 def test_depth_of_demonstrations_without_any_is_refused(written):
     with pytest.raises(CameraError, match=r"^camera 'front_depth' is not in reach \(has: front, wrist\)"):
         window_table(written[:1], WindowSpec(cameras=("front",), depth_cameras=("front_depth",)))
@@ -112,6 +115,7 @@ def test_depth_is_not_taken_for_granted_where_demonstrations_exist(tmp_path):
         demos.make_demos(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_batch_of_episodes_is_each_of_them(reach, reach_demonstrations):
     def episode(key, action):
         return reach.proprio(reach.step(reach.reset(key), action))
@@ -123,6 +127,7 @@ def test_a_batch_of_episodes_is_each_of_them(reach, reach_demonstrations):
         np.testing.assert_allclose(proprio, reach_demonstrations.proprio[index, 1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_wandering_ends_between_home_and_anywhere_in_the_box(reach):
     keys = jax.random.split(jax.random.key(5), 16)
     home = jit(jax.vmap(reach.reset))(keys)

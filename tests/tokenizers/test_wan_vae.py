@@ -71,6 +71,7 @@ def test_streamed_equals_whole(version):
     assert relative_error(np.concatenate(decoded, 1), method(version, "decode")(latents)) < 1e-5
 
 
+@pytest.mark.slow
 def test_clips_of_several_cameras_are_tokenised_apart():
     inputs, outputs = golden("wan21").inputs, golden("wan21").outputs
     frozen, clip = tokenizer("wan21"), to_uint8(inputs["clip"])

@@ -36,7 +36,8 @@ def write_demonstrations(directory: Path) -> Path:
 
 def run(dataset: Path, workdir: Path, kill_step: int = 0) -> subprocess.CompletedProcess:
     command = [sys.executable, str(Path(__file__).with_name("interrupted_training.py"))]
-    environment = {**os.environ, "WAM_CACHE": str(ROOT / ".cache" / "wam")}
+    quickly = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"  # of 10 steps, most is compiling
+    environment = {**os.environ, "WAM_CACHE": str(ROOT / ".cache" / "wam"), "XLA_FLAGS": quickly}
     return subprocess.run(
         [*command, str(dataset), str(workdir), str(kill_step)],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,

@@ -70,7 +70,15 @@ def test_the_oracle_samples_the_data_whatever_the_schedule(tiny, batch, name, so
 
 
 # One of each way to cache: a prefix, a held pass at fixed noise, a finished video, queries, a partly denoised video.
-@pytest.mark.parametrize("name", ["fast_wam", "agra", "fast_wam_idm", "uva", "mimic_video", "motus"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fast_wam",
+        "agra",
+        "uva",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fast_wam_idm", "mimic_video", "motus")),
+    ],
+)
 def test_cached_sampling_equals_uncached(tiny, batch, name, monkeypatch):
     model = bound(tiny, name, registers=2) if name == "motus" else bound(tiny, name)
 

@@ -191,13 +191,17 @@ def prefix_of(spec: Spec, groups: tuple[Group, ...]) -> tuple[Group, ...]:
     )
 
 
-@settings(max_examples=5)
+@pytest.mark.slow
+@settings(max_examples=20)
 @given(st.sampled_from(COUPLINGS), st.sampled_from(sorted(TIME)), st.sampled_from(sorted(CROSS)), st.integers(1, 2))
 def test_plan_and_cache_equal_dense_masks(coupling, time, cross, frames):
     check_against_dense(coupling, time, cross, frames)
 
 
-@pytest.mark.parametrize("coupling", COUPLINGS)
+SLOW = ("parallel", "one_layer", "branch", "unified")  # the others compile the same code
+
+
+@pytest.mark.parametrize("coupling", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in COUPLINGS])
 def test_every_coupling_equals_dense_masks(coupling):
     check_against_dense(coupling, "chunk", "mutual", 2)
 
