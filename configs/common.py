@@ -100,6 +100,14 @@ def get_config() -> ConfigDict:
         }
     )
 
+    # Alignment of hidden video tokens to a frozen vision encoder (AGRA). Variants: none; frozen (the video expert is
+    # not trained; needs init); shared (actions read the denoising pass, which is aligned); video (they read a pass of
+    # their own, and the denoising pass is aligned); action_condition (the pass that they read is aligned).
+    config.alignment = ConfigDict({"variant": "none", "weight": 0.5, "layers": (), "projector": "mlp"})
+    config.alignment.teacher = "efficientnet_lite2"  # or dinov2_base, siglip2_base_patch16_224, ...: `wam assets`
+    config.alignment.teacher_size = ()  # pixels (rows, columns) of what the teacher sees; empty: as it was trained
+    config.alignment.random_teacher = False  # its weights at random: a control
+
     config.train = ConfigDict()
     config.train.batch_size = 64
     config.train.optimizer = ConfigDict(

@@ -13,11 +13,12 @@ from data_pipelines.statistics import stack_columns
 from data_pipelines.transforms import ActionCodec, Affine
 from data_pipelines.windows import WindowSpec, take, window_table
 from wam_jax import console
-from wam_jax.types import Batch, StreamData, Text
+from wam_jax.types import TEACHER, Batch, StreamData, Text
 
 _MAX_DROPPED = 0.5  # beyond this share of unreadable windows the dataset is not what it seems
 
-Sample = tuple[int, Shaped[np.ndarray, "T V ..."]]  # a window's number; its images, or its frames' latents
+# A window's number; its images, or its frames' latents; of these the features beside them, if any.
+Sample = tuple[int, Shaped[np.ndarray, "T V ..."], Float[np.ndarray, "T V h w D"] | None]
 
 
 class LatentSource(Protocol):
@@ -33,6 +34,28 @@ class LatentSource(Protocol):
 
     def read(self, episode: int, steps: Sequence[int]) -> Float[np.ndarray, "T V h w C"]:
         """Latents of a window's frames in all `WindowSpec.image_columns`; DecodeError where one could not be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaughtLatents:
+    """Latents, and a frozen vision encoder's features of the same frames, as a ``LatentSource``."""
+
+    latents: LatentSource
+    features: LatentSource
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(h, w, C) of the latents."""
+        return self.latents.latent_shape
+
+    @property
+    def unreadable(self) -> frozenset[int]:
+        """Rows of which either is not to be had."""
+        return self.latents.unreadable | self.features.unreadable
+
+    def read(self, episode: int, steps: Sequence[int]) -> Float[np.ndarray, "T V h w C"]:
+        """Latents of a window's frames."""
+        return self.latents.read(episode, steps)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,7 +144,7 @@ class BatchAssembler:
           DecodeError: more than half of all windows cannot be read.
         """
         try:
-            return window, self._frames(window)
+            return window, *self._frames(window)
         except DecodeError as error:
             if not self.dropped:
                 console.log(f"dropping windows with unreadable frames, the first: {error}")
@@ -133,8 +156,8 @@ class BatchAssembler:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Stacks samples to a batch of numpy arrays."""
-        windows = np.array([window for window, _ in samples])
-        frames = np.stack([frame for _, frame in samples])
+        windows = np.array([window for window, *_ in samples])
+        frames = np.stack([frame for _, frame, _ in samples])
         spec, first, last = self._spec, self.table.row[windows], self.table.last_row[windows]
         frame_rows, frame_mask = take(first, last, spec.frame_offsets)
         action_rows, action_mask = take(first, last, np.arange(spec.action_horizon))
@@ -157,6 +180,9 @@ class BatchAssembler:
             "embodiment": self._embodiment[windows],
             "streams": self._streams(depth, last[:, None] - frame_rows, frame_mask),
         }
+        if samples[0][2] is not None:
+            features: Any = np.stack([features for *_, features in samples])[:, :, : len(spec.cameras)]
+            batch["streams"][TEACHER] = StreamData(values=features, mask=batch["image_mask"])
         return Batch(text=Text(features=self._text.features[text_row], mask=self._text.mask[text_row]), **batch)
 
     def _streams(
@@ -171,14 +197,17 @@ class BatchAssembler:
             streams["value"] = value[..., None], mask
         return {name: StreamData(values=values, mask=mask) for name, (values, mask) in streams.items()}
 
-    def _frames(self, window: int) -> Shaped[np.ndarray, "T V ..."]:
+    def _frames(self, window: int) -> tuple[Shaped[np.ndarray, "T V ..."], Float[np.ndarray, "T V h w D"] | None]:
+        """Images or latents of a window, and features beside latents."""
         table = self.table
         number, episode, step = int(table.store[window]), int(table.episode[window]), int(table.step[window])
         last = step + int(table.last_row[window] - table.row[window])
         spec = self._spec
         offsets = spec.image_offsets if self._latents is None else spec.frame_offsets
         steps = [min(step + offset, last) for offset in offsets]
-        return self._read(number, episode, steps)
+        source = self._latents[number] if self._latents is not None else None
+        features = source.features.read(episode, steps) if isinstance(source, TaughtLatents) else None
+        return self._read(number, episode, steps), features
 
     def _read(self, store: int, episode: int, steps: Sequence[int]) -> Shaped[np.ndarray, "T V ..."]:
         if self._latents is not None:

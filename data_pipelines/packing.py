@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from data_pipelines.batches import BatchAssembler, Sample
+from data_pipelines.batches import BatchAssembler, Sample, TaughtLatents
 from data_pipelines.episodes import EpisodeStore
 from data_pipelines.windows import WindowSpec
 from wam_jax.types import Batch, Text
@@ -91,6 +91,8 @@ class PackedAssembler(BatchAssembler):
                 f"packed rows need evenly spaced frames (have {spec.frame_offsets}), the actions between them "
                 f"(data.action_horizon={actions}) and data.action_block={self.spacing}"
             )
+        if self._latents is not None and any(isinstance(source, TaughtLatents) for source in self._latents):
+            raise ValueError("packed rows have no features of a teacher; set data.packed=False or alignment.variant")
         if spec.tubelet > 1 and self._latents is None:
             raise ValueError("packed rows of a tokenizer that merges images need data.precompute_latents=True")
         self._episodes = 1 + max(len(row) for row in self.rows)  # and what is left empty
@@ -104,7 +106,7 @@ class PackedAssembler(BatchAssembler):
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Stacks rows to a batch of numpy arrays."""
-        spec, rows = self._spec, [self.rows[number] for number, _ in samples]
+        spec, rows = self._spec, [self.rows[number] for number, *_ in samples]
         size, frames, actions = len(rows), len(spec.frame_offsets), spec.action_horizon
         frame_row = np.zeros((size, frames), np.int64)
         action_row = np.zeros((size, actions), np.int64)
@@ -125,7 +127,7 @@ class PackedAssembler(BatchAssembler):
         raw = np.where(acts[..., None] | ~self._codec.cumulative, self._actions[action_row], 0.0)
         encoded = self._codec.encode(raw).astype(np.float32)
         proprio = np.where(there[..., None], self._proprio[frame_row], 0.0).astype(np.float32)
-        stacked = np.stack([frame for _, frame in samples])
+        stacked = np.stack([frame for _, frame, _ in samples])
         said = text_row >= 0
         mask = self._text.mask[text_row] & said[..., None]
         mask[..., 0] |= ~said
@@ -144,10 +146,10 @@ class PackedAssembler(BatchAssembler):
         }
         return Batch(text=Text(features=features, mask=mask), **batch)
 
-    def _frames(self, window: int) -> Shaped[np.ndarray, "T V ..."]:
+    def _frames(self, window: int) -> tuple[Shaped[np.ndarray, "T V ..."], None]:
         parts = []
         for piece in self.rows[window]:
             steps = [piece.step + self.spacing * number for number in range(piece.frames)]
             parts.append(self._read(piece.store, piece.episode, steps))
         found = np.concatenate(parts)
-        return np.pad(found, [(0, len(self._spec.frame_offsets) - len(found))] + [(0, 0)] * (found.ndim - 1))
+        return np.pad(found, [(0, len(self._spec.frame_offsets) - len(found))] + [(0, 0)] * (found.ndim - 1)), None

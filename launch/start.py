@@ -10,6 +10,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from launch.alignment import WITHOUT_VIDEO
 from launch.config import ConfigError, to_plain
 from launch.data import Data
 from launch.memory import Remedy
@@ -46,10 +47,13 @@ def check_start(config: ConfigDict, directory: Path) -> None:
 
 def described_model(config: ConfigDict, init: Run | None) -> dict[str, Any]:
     """The system: the config's, or the start's with the config's options added."""
-    if init is None or config.model.name:
-        return to_plain(config.model)
-    model = init.identity["model"]
-    return {**model, "options": {**model["options"], **to_plain(config.model.options)}}
+    model = to_plain(config.model)
+    if init is not None and not config.model.name:
+        of_init = init.identity["model"]
+        model = {**of_init, "options": {**of_init["options"], **model["options"]}}
+    if config.alignment.variant == "shared":
+        model["options"]["shared_pass"] = True
+    return model
 
 
 def with_normalisation_of(init: Run | None, data: Data) -> Data:
@@ -102,12 +106,14 @@ def trained_patterns(config: ConfigDict, definition: Definition, source: ParamSo
     Raises:
       ConfigError: if something is to be frozen at its random start.
     """
-    asked = list(config.train.trainable) + ([FACTORS] if config.train.lora.rank else [])
+    trainable = list(config.train.trainable) or [WITHOUT_VIDEO] * (config.alignment.variant == "frozen")
+    asked = trainable + ([FACTORS] if config.train.lora.rank else [])
     if not asked:
         return []
     if source is None:
         raise ConfigError(
-            "config.train.trainable and config.train.lora freeze parameters at their random start; set config.init"
+            "config.train.trainable, config.train.lora and config.alignment.variant='frozen' freeze parameters at "
+            "their random start; set config.init"
         )
     have = paths(definition.shapes())
     for pattern in asked:
@@ -140,12 +146,12 @@ def model_remedies(
     model = identity["model"]
     if trainer.definition.bind(trainer.definition.shapes()).spec.remat != "full":
         options = {**model["options"], "remat": "full"}
-        changed = define_model({**identity, "model": {**model, "options": options}})
+        changed = define_model({**identity, "model": {**model, "options": options}}, training=True)
         found.append(Remedy(text="--config.model.options.remat=full", trainer=_with(trainer, changed)))
     if source is not None and not identity["lora"]:
         adapted = config.copy_and_resolve_references()
         adapted.train.lora.rank = 16
-        changed = define_model({**identity, "lora": to_plain(adapted.train.lora)})
+        changed = define_model({**identity, "lora": to_plain(adapted.train.lora)}, training=True)
         trained = matching(trained_patterns(adapted, changed, source))
         lora = dataclasses.replace(_with(trainer, changed), trained=trained)
         found.append(Remedy(text="--config.train.lora.rank=16", trainer=lora))

@@ -13,12 +13,11 @@ from ml_collections import ConfigDict
 
 from data_pipelines.batches import LatentSource
 from data_pipelines.windows import WindowSpec
+from launch.alignment import feature_width, load_teacher
 from launch.config import ConfigError
 from launch.data import Data, build_latents
 from launch.job import Job, run_job
 from wam_jax import console
-from wam_jax.encoders import registry
-from wam_jax.encoders.frozen import FrozenEncoder
 from wam_jax.encoders.lpips import load_lpips
 from wam_jax.objectives.reconstruction import Judges, ReconstructionConfig, define_in_training
 from wam_jax.sharding import replicated
@@ -86,7 +85,7 @@ def train_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path)
     job = Job(
         name="tokenizer",
         trainer=Trainer(
-            definition=define_in_training(sizes, weights, _width(judges.teacher)),
+            definition=define_in_training(sizes, weights, feature_width(judges.teacher) if judges.teacher else 0),
             loss=tokenizer_loss(sizes, weights),
             config=OptimizerConfig(**numbers.optimizer),
             mesh=mesh,
@@ -125,23 +124,7 @@ def _judges(config: ConfigDict, weights: ReconstructionConfig) -> Judges:
       AssetMissing: one of them is not here; says how to get it.
     """
     lpips = load_lpips(config.tokenizer.lpips) if weights.perceptual else None
-    return Judges(lpips, load_teacher(config) if weights.alignment else None)
-
-
-def load_teacher(config: ConfigDict) -> FrozenEncoder:
-    """``config.tokenizer.teacher``, with its pictures resized to ``teacher_size`` where that is set."""
-    teacher = registry.load(config.tokenizer.teacher, dtype=jnp.float32)
-    size = tuple(config.tokenizer.teacher_size)
-    if not size:
-        return teacher
-    assert teacher.preprocessing is not None
-    return dataclasses.replace(teacher, preprocessing=dataclasses.replace(teacher.preprocessing, size=size))
-
-
-def _width(teacher: FrozenEncoder | None) -> int:
-    if teacher is None:
-        return 0
-    return jax.eval_shape(teacher, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)).shape[-1]
+    return Judges(lpips, load_teacher(config.tokenizer) if weights.alignment else None)
 
 
 def find_latent_actions(

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.batches import LatentSource
 from launch import devices
+from launch.alignment import aligned_pass, feature_width, load_teacher, with_features
 from launch.config import ConfigError, load_config, to_plain
 from launch.data import Data, interface_sizes, open_data
 from launch.demos import demo_datasets
@@ -34,7 +35,6 @@ from launch.tokenizers import (
     encode_dataset,
     find_latent_actions,
     find_tokenizer,
-    load_teacher,
     tokenizer_key,
     tokenizer_of,
     with_images_for,
@@ -164,9 +164,17 @@ def train_model(
         "init": config.init,
         "lora": to_plain(config.train.lora) if config.train.lora.rank else None,
     }
+    if (on := aligned_pass(config)) is not None:
+        teacher = load_teacher(config.alignment)
+        part = {name: to_plain(config.alignment)[name] for name in ("weight", "layers", "projector")}
+        identity["alignment"] = {"on": on, "teacher_width": feature_width(teacher), **part}
+        if latents is None:
+            frozen = dataclasses.replace(frozen, teacher=teacher)
+        else:
+            latents = with_features(config, data, latents, teacher)
     if frozen.latent_actions is not None:
         identity["latent_actions"] = tokenizer_key(frozen.latent_actions)  # they are not saved with the model
-    definition = define_model(identity)
+    definition = define_model(identity, training=True)
     check_blocks(definition, data)
     source = None if is_run(directory) else open_source(config, definition)
     if is_run(directory) and init is not None:
@@ -235,7 +243,7 @@ def report_tokenizers(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path,
     actions: Any = saved.load(workdir / LATENT_ACTION, LATENT_ACTION) if config.until == LATENT_ACTION else None
     data = with_images_for(tokenizer, data)
     lpips = lpips_if_here(config)
-    teacher = load_teacher(config) if config.tokenizer.loss.alignment else None
+    teacher = load_teacher(config.tokenizer) if config.tokenizer.loss.alignment else None
     results = {}
     for number in range(len(data.validation)):
         batch = data.validation_windows(config.train.validation_windows, config.seed, number)

@@ -10,6 +10,8 @@ import dataclasses
 import jax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
+TEACHER = "teacher"  # stream of a vision encoder's features of the frames: [B, T, V, h, w, D]
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ def cosine(projected: Float[Array, "B T h w D"], teacher: Float[Array, "B P r c 
     Raises:
       ValueError: if the widths differ, or see ``on_grid``.
     """
-    return -jnp.mean(_similarity(projected, teacher))
+    return -jnp.mean(similarity(projected, teacher))
 
 
 def marginal_cosine(
@@ -84,7 +84,7 @@ def marginal_cosine(
     Raises:
       ValueError: if the widths differ, or see ``on_grid``.
     """
-    return jnp.mean(jax.nn.relu(1 - margin - _similarity(projected, teacher)))
+    return jnp.mean(jax.nn.relu(1 - margin - similarity(projected, teacher)))
 
 
 def marginal_distance(
@@ -131,8 +131,8 @@ def resize(features: Float[Array, "*B r c D"], rows: int, columns: int) -> Float
     return features if features.shape == shape else jax.image.resize(features, shape, "linear", antialias=True)
 
 
-def _similarity(projected: Float[Array, "B T h w D"], teacher: Float[Array, "B P r c D"]) -> Float[Array, "B T h w"]:
-    """Cosine of the angle between the two features of each position."""
+def similarity(projected: Float[Array, "B T h w D"], teacher: Float[Array, "B P r c D"]) -> Float[Array, "B T h w"]:
+    """Cosine of the angle between the two features of each position, see ``on_grid``."""
     _check_widths(projected, teacher)
     return jnp.sum(_unit(projected) * _unit(on_grid(teacher, *projected.shape[1:4])), -1)
 

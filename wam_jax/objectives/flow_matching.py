@@ -6,6 +6,7 @@ predicted at once are regressed.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from wam_jax.sharding import mesh_axis_size
 from wam_jax.types import Batch
+from wam_jax.wam.lens import Lens, Shown
 from wam_jax.wam.model import Context, Known, Noisy, WorldActionModel
 from wam_jax.wam.noise import StreamNoise, interpolate
 from wam_jax.wam.sample import without_text
@@ -21,13 +23,35 @@ from wam_jax.wam.spec import KINDS, Stream
 Metrics = dict[str, Float[Array, ""]]
 
 
-def flow_matching_loss(model: WorldActionModel, known: Known, key: jax.Array) -> tuple[Float[Array, ""], Metrics]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Auxiliary:
+    """A loss on what a lens shows of a pass.
+
+    Attributes:
+      name: of its metric, after ``loss/``.
+      weight: of its part of the whole.
+      lens: what is shown.
+      stream: the pass in which its noisy tokens run; None: any, for what is shown of the present.
+      loss: of what is shown; it may be of the first samples of the batch only.
+    """
+
+    name: str
+    weight: float
+    lens: Lens
+    stream: str | None
+    loss: Callable[[Shown], Float[Array, ""]]
+
+
+def flow_matching_loss(
+    model: WorldActionModel, known: Known, key: jax.Array, auxiliary: Auxiliary | None = None
+) -> tuple[Float[Array, ""], Metrics]:
     """Weighted sum over the generated streams of the masked mean squared error.
 
     Args:
       model: bound to parameters.
       known: the whole window, future included (``known_from_batch``).
       key: all of the step's randomness.
+      auxiliary: a loss beside it, on hidden states of the same passes.
 
     Returns:
       the loss, and each stream's own error as ``loss/<stream>``; a stream of weight 0 has none.
@@ -36,12 +60,17 @@ def flow_matching_loss(model: WorldActionModel, known: Known, key: jax.Array) ->
     context_key, text_key, *part_keys = jax.random.split(key, 2 + len(layout.components))
     targets = {name: _target(model, known, name) for name in spec.generated}
     known = _drop_text(_noise_context(known, spec.context_noise, context_key, model), spec.text_dropout, text_key)
-    context = model.extend(model.begin(known), layout.context, known)
+    lens = auxiliary.lens if auxiliary else None
+    context = model.extend(model.begin(known, lens=lens), layout.context, known)
     total, metrics = jnp.zeros(()), {}
     for part, part_key in zip(layout.components, part_keys, strict=True):
-        for stream, error in _errors(model, context, known, {name: targets[name] for name in part}, part_key).items():
+        errors, shown = _errors(model, context, known, {name: targets[name] for name in part}, part_key)
+        for stream, error in errors.items():
             total = total + spec.stream(stream).loss_weight * error
             metrics[f"loss/{stream}"] = error
+        if auxiliary and (auxiliary.stream in part or (auxiliary.stream is None and part == layout.components[0])):
+            metrics[f"loss/{auxiliary.name}"] = auxiliary.loss(shown)
+            total = total + auxiliary.weight * metrics[f"loss/{auxiliary.name}"]
     return total, metrics
 
 
@@ -130,15 +159,15 @@ def _target(model: WorldActionModel, known: Known, name: str) -> _Target:
 
 def _errors(
     model: WorldActionModel, context: Context, known: Known, targets: dict[str, _Target], key: jax.Array
-) -> dict[str, Float[Array, ""]]:
-    """Error of each stream of a component, on its share of the batch."""
+) -> tuple[dict[str, Float[Array, ""]], Shown]:
+    """Error of each stream of a component, on its share of the batch; what the context's lens shows of the pass."""
     spec = model.spec
     noises = {name: noise for name in targets if (noise := spec.stream(name).noise) is not None}
     context, known, targets = _first(_share(noises, len(known.embodiment)), (context, known, targets))
     noisy, velocity = _add_noise(model, noises, targets, key)
     trained = [name for name in targets if spec.stream(name).loss_weight]
     groups = [g for g in model.layout.needed(trained) if g not in context.cache.groups]
-    predicted = model.predict(context, groups, known, noisy, trained)
+    predicted, shown = model.look(context, groups, known, noisy, trained)
     errors = {}
     for name in trained:
         target, noise = targets[name], spec.stream(name).noise
@@ -149,7 +178,7 @@ def _errors(
         if name in noisy:  # what is clean already has no noise to tell
             mask = mask & (_over_time(model, noisy[name].level, squared) > 0)
         errors[name] = masked_mean(squared, mask)
-    return errors
+    return errors, shown
 
 
 def _share(noises: dict[str, StreamNoise], batch: int) -> int:
@@ -248,5 +277,6 @@ def _cut_entry(entry, count: int):
     """Keys and values have their layers first."""
     layered = jax.tree.map(lambda x: x[:, :count], (entry.keys_values, entry.bridged))
     episode = None if entry.episode is None else entry.episode[:count]
+    layers = None if entry.layers is None else entry.layers[:, :count]
     changes = {"keys_values": layered[0], "bridged": layered[1], "hidden": entry.hidden[:count], "episode": episode}
-    return dataclasses.replace(entry, **changes)
+    return dataclasses.replace(entry, **changes, layers=layers)

@@ -1,22 +1,25 @@
 """The loss functions that are trained: what decides them in, ``loss(params, frozen, batch, key, step)`` out."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from wam_jax.encoders.frozen import FrozenEncoder
 from wam_jax.nn.module import Definition
 from wam_jax.objectives.dynamics import dynamics_loss
 from wam_jax.objectives.flow_matching import flow_matching_loss, known_from_batch
+from wam_jax.objectives.hidden_alignment import AlignedModel
 from wam_jax.objectives.reconstruction import Judges, ReconstructionConfig, reconstruction_loss
 from wam_jax.tokenizers.latent_action import FrozenLatentActions, LatentActionTokenizer
 from wam_jax.tokenizers.tokenizer import Tokenizer, split_cameras
 from wam_jax.tokenizers.visual import TokenizerConfig
 from wam_jax.training.step import LossFn
-from wam_jax.types import Batch, StreamData
-from wam_jax.wam.model import WorldActionModel
+from wam_jax.types import TEACHER, Batch, StreamData
+from wam_jax.wam.model import Known, WorldActionModel
 
 
 @jax.tree_util.register_dataclass
@@ -27,24 +30,34 @@ class Tokenizers:
     Attributes:
       visual: images to latents.
       latent_actions: latents to latent actions, for a stream of that name; None: there is none.
+      teacher: a vision encoder, for features that were not computed ahead; None: none are needed.
     """
 
     visual: Tokenizer
     latent_actions: FrozenLatentActions | None = None
+    teacher: FrozenEncoder | None = None
 
 
 def wam_loss(definition: Definition[WorldActionModel]) -> LossFn:
-    """Flow matching on latents; ``frozen`` is ``Tokenizers``."""
+    """Flow matching on latents, and alignment of an ``AlignedModel``; ``frozen`` is ``Tokenizers``."""
 
     def loss(params: Any, frozen: Tokenizers, batch: Batch, key: jax.Array, step: Array):
         model = definition.bind(params)
-        known = known_from_batch(model, *encode_batch(frozen, batch))
+        batch, latents = encode_batch(frozen, batch)
+        known = known_from_batch(model, batch, latents)
+
+        def of(model: WorldActionModel, known: Known, key: jax.Array):
+            if not isinstance(model, AlignedModel):
+                return flow_matching_loss(model, known, key)
+            teacher = batch.streams[TEACHER]
+            return flow_matching_loss(model, known, key, model.auxiliary(teacher.values, jnp.asarray(teacher.mask)))
+
         if not model.spec.chunk_draws:
-            return flow_matching_loss(model, known, key)
+            return of(model, known, key)
         chunk_key, key = jax.random.split(key)
         choices = [model.with_chunks(frames) for frames in model.spec.chunk_draws]
         # One branch runs; all of them are compiled.
-        branches = [lambda known, key, model=model: flow_matching_loss(model, known, key) for model in choices]
+        branches = [functools.partial(of, model) for model in choices]
         return jax.lax.switch(jax.random.randint(chunk_key, (), 0, len(branches)), branches, known, key)
 
     return loss
@@ -73,7 +86,7 @@ def latent_action_loss(definition: Definition[LatentActionTokenizer]) -> LossFn:
 def encode_batch(frozen: Tokenizers, batch: Batch) -> tuple[Batch, Float[Array, "B T V h w C"]]:
     """The batch with all its images (further streams', too) as normalised latents: as read, or encoded here.
 
-    With latent actions, they are the stream ``latent_action``.
+    With latent actions, they are the stream ``latent_action``; with a teacher, its features are the stream ``teacher``.
     """
     encode = frozen.visual.encode if frozen is not None else None
     streams = {
@@ -83,6 +96,12 @@ def encode_batch(frozen: Tokenizers, batch: Batch) -> tuple[Batch, Float[Array, 
         for name, data in batch.streams.items()
     }
     latents = batch.latents
+    if frozen is not None and frozen.teacher is not None:
+        assert batch.images is not None
+        closing = jnp.asarray(batch.images)[:, :: frozen.visual.config.tubelet]
+        features = frozen.teacher(closing.reshape(-1, *closing.shape[3:]))
+        features = features.reshape(*closing.shape[:3], *features.shape[1:])
+        streams[TEACHER] = StreamData(values=features, mask=batch.image_mask)
     if latents is None:
         assert batch.images is not None
         latents = jax.lax.stop_gradient(encode(batch.images))

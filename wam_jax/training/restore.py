@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from wam_jax.nn.lora import Lora, with_lora
 from wam_jax.nn.module import Definition, by_path, define, paths
+from wam_jax.objectives.hidden_alignment import AlignedModel, AlignmentConfig
 from wam_jax.policy import Policy, PolicyParams
 from wam_jax.sharding import param_shardings, placed, replicated
 from wam_jax.training.run import open_run
@@ -47,14 +48,19 @@ class Trained:
         return dataclasses.replace(self.params, model=init(jax.random.key(self.meta["identity"]["seed"])))
 
 
-def define_model(identity: dict[str, Any]) -> Definition[WorldActionModel]:
-    """The definition of the model that a checkpoint's ``identity`` describes."""
+def define_model(identity: dict[str, Any], training: bool = False) -> Definition[WorldActionModel]:
+    """The definition of the model that a checkpoint's ``identity`` describes; ``training``: with what is dropped."""
     spec = make_spec(identity["model"]["name"], identity["model"]["size"], **identity["model"]["options"])
     sizes = identity["interface"]
     interface = Interface(
         **{**sizes, "latent_shape": tuple(sizes["latent_shape"]), "frame_steps": tuple(sizes["frame_steps"])}
     )
-    definition = define(lambda rngs: WorldActionModel(spec, interface, rngs))
+    aligned = identity.get("alignment") if training else None
+    if aligned:
+        alignment = AlignmentConfig(**{**aligned, "layers": tuple(aligned["layers"])})
+        definition: Definition[WorldActionModel] = define(lambda rngs: AlignedModel(spec, interface, alignment, rngs))
+    else:
+        definition = define(lambda rngs: WorldActionModel(spec, interface, rngs))
     lora = identity.get("lora")
     return with_lora(definition, Lora(**lora)) if lora else definition
 

@@ -14,6 +14,7 @@ from wam_jax.nn.embeddings import SINUSOID_CHANNELS, Conditioning, ImageProjecti
 from wam_jax.nn.module import standardize
 from wam_jax.types import Text
 from wam_jax.wam.layout import Layout
+from wam_jax.wam.lens import Lens, Shown
 from wam_jax.wam.maps import StreamMap
 from wam_jax.wam.spec import KINDS, Expert, Interface, Spec, Stream
 from wam_jax.wam.tokens import Cache, Tokens
@@ -78,6 +79,7 @@ class Context:
       proprio, embodiment: as in ``Known``.
       time: control step of "now", added to rotary positions; rollouts with a history count on, else None.
       episode: as in ``Known``, of each block.
+      lens: what passes show and change.
     """
 
     cache: Cache
@@ -88,6 +90,7 @@ class Context:
     embodiment: Int[Array, "B"]
     time: Float[Array, ""] | None = None
     episode: Int[Array, "B b"] | None = None
+    lens: Lens | None = None
 
 
 class WorldActionModel(nnx.Module):
@@ -121,7 +124,7 @@ class WorldActionModel(nnx.Module):
             stream_map.layout = twin.layout
         return twin
 
-    def begin(self, known: Known, time: Float[Array, ""] | None = None) -> Context:
+    def begin(self, known: Known, time: Float[Array, ""] | None = None, lens: Lens | None = None) -> Context:
         """Instruction and state, made ready for all passes; nothing has run yet."""
         if known.episode is not None:
             self._check_packed()
@@ -141,6 +144,7 @@ class WorldActionModel(nnx.Module):
             embodiment=known.embodiment,
             time=time,
             episode=known.episode,
+            lens=lens,
         )
 
     def _check_packed(self) -> None:
@@ -157,8 +161,8 @@ class WorldActionModel(nnx.Module):
         """Runs groups whose tokens will not change and adds them to the cache."""
         if not groups:
             return context
-        _, cache, _ = self._run(context, groups, known, noisy or {}, keep=True)
-        return dataclasses.replace(context, cache=context.cache + cache)
+        ran = self._run(context, groups, known, noisy or {}, keep=True)
+        return dataclasses.replace(context, cache=context.cache + ran.cache)
 
     def predict(
         self,
@@ -177,13 +181,29 @@ class WorldActionModel(nnx.Module):
           noisy: data of denoised groups.
           streams: whose prediction is wanted.
         """
+        return self.look(context, groups, known, noisy, streams)[0]
+
+    def look(
+        self,
+        context: Context,
+        groups: Sequence[Group],
+        known: Known,
+        noisy: Mapping[str, Noisy],
+        streams: Sequence[str],
+    ) -> tuple[dict[str, Float[Array, "B M t ..."]], Shown]:
+        """As ``predict``, with what the context's lens shows of this pass and, of layers, of those in the cache."""
         groups = self._with_draws(groups, noisy)
         hidden = {g: e.hidden for g, e in zip(context.cache.groups, context.cache.entries, strict=True)}
+        layers = {g: e.layers for g, e in zip(context.cache.groups, context.cache.entries, strict=True)}
         levels: dict[Group, Array] = {}
+        attention = None
         if groups:
-            out, _, levels = self._run(context, groups, known, noisy)
-            hidden.update(zip(groups, out, strict=True))
-        return {name: self._head(name, context, hidden, levels, noisy) for name in streams}
+            ran = self._run(context, groups, known, noisy)
+            hidden.update(zip(groups, ran.hidden, strict=True))
+            layers.update(ran.shown.layers)
+            levels, attention = ran.levels, ran.shown.attention
+        shown = Shown({group: x for group, x in layers.items() if x is not None}, attention)
+        return {name: self._head(name, context, hidden, levels, noisy) for name in streams}, shown
 
     # -- tokens in ----------------------------------------------------------------------------------------------------
 
@@ -205,18 +225,20 @@ class WorldActionModel(nnx.Module):
 
     def _run(
         self, context: Context, groups: Sequence[Group], known: Known, noisy: Mapping[str, Noisy], keep: bool = False
-    ) -> tuple[tuple[Array, ...], Cache, dict[Group, Array]]:
-        """One pass through the trunk: tokens after it, what it leaves, and the level embedding of each group."""
+    ) -> "_Ran":
+        """One pass through the trunk."""
         values = tuple(self._embed(group, context, known, noisy) for group in groups)
         positions = tuple(self._positions(group, context) for group in groups)
         sources = tuple(None if group.clean else self.layout.branch_source(group) for group in groups)
         rows, modulation, embedded = self._modulate(groups, context, noisy)
         episodes = tuple(self._key_episode(group, context.episode) for group in groups)
-        tokens = Tokens(tuple(groups), values, positions, rows, modulation, sources, context.episode, episodes)
-        out, cache = self.trunk(tokens, context.text, context.cache, keep, context.image)
+        tokens = Tokens(
+            tuple(groups), values, positions, rows, modulation, sources, context.episode, episodes, context.lens
+        )
+        out, cache, shown = self.trunk(tokens, context.text, context.cache, keep, context.image)
         experts = [self.spec.stream(group.stream).expert for group in groups]
         levels = {g: embedded[e][:, row] for g, e, row in zip(groups, experts, rows, strict=True)}
-        return out, cache, levels
+        return _Ran(out, cache, levels, shown)
 
     def _key_episode(self, group: Group, episode: Int[Array, "B b"] | None) -> Int[Array, "B"] | None:
         """The episode whose tokens may see a group; none may see actions that lead from one to the next."""
@@ -350,6 +372,16 @@ class WorldActionModel(nnx.Module):
                 rearrange(maps.unflatten(rearrange(out, "b m n o -> (b m) n o")), "(b m) ... -> b m ...", m=draws)
             )
         return jnp.concatenate(blocks, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ran:
+    """What a pass gives: tokens after it, what it leaves, the level embedding of each group, what the lens shows."""
+
+    hidden: tuple[Array, ...]
+    cache: Cache
+    levels: dict[Group, Array]
+    shown: Shown
 
 
 def pool(text: Text) -> Float[Array, "*B C"]:

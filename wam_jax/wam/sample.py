@@ -9,11 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from wam_jax.types import Text
+from wam_jax.wam.lens import Lens
 from wam_jax.wam.model import Context, Known, Noisy, WorldActionModel
 from wam_jax.wam.spec import KINDS, Mode, Move, Stage
 from wam_jax.wam.visibility import Group
 
 Values = dict[str, Float[Array, "B ..."]]
+ATTENTION = "attention"  # beside the streams that are generated, where a lens shows it
 
 
 def sample(
@@ -26,6 +28,7 @@ def sample(
     given: Mapping[str, Array] | None = None,
     steps: int | None = None,
     context: Context | None = None,
+    lens: Lens | None = None,
 ) -> Values:
     """Generates streams as a mode of the spec says.
 
@@ -41,9 +44,11 @@ def sample(
       given: the future of the mode's given streams, [B, t, ...].
       steps: of every stage, instead of the spec's (moves' own steps are then ignored).
       context: from ``model.begin``, with a history in its cache; made from ``known`` by default.
+      lens: of a context that is made here.
 
     Returns:
-      by stream, its future [B, t, ...]: of a causal spec the next block, else all blocks.
+      by stream, its future [B, t, ...]: of a causal spec the next block, else all blocks. With a lens that shows
+      attention, also ``ATTENTION``: [B, steps, layers, H, n] of all stages in which the reader runs.
 
     Raises:
       ValueError: if the mode lacks a stream that it needs, or a given stream is not given.
@@ -52,12 +57,13 @@ def sample(
     if set(given) != set(plan.given):
         raise ValueError(f"{model.spec.name}: mode {mode!r} is given {sorted(plan.given)}, got {sorted(given)}")
     stages = needed_moves(model, plan, want)
-    run = _Sampler(model, plan, known, key, given, context)
+    run = _Sampler(model, plan, known, key, given, model.begin(known, lens=lens) if context is None else context)
     for number, stage in enumerate(stages):
         later = {move.stream for after in stages[number:] for move in after.moves}
         run.stage(dataclasses.replace(stage, steps=steps or stage.steps), later, bool(steps))
     moved = {move.stream for stage in stages for move in stage.moves}
-    return {name: run.states[name].values[:, 0] for name in sorted(moved if want is None else want)}
+    found = {name: run.states[name].values[:, 0] for name in sorted(moved if want is None else want)}
+    return found | ({ATTENTION: jnp.moveaxis(jnp.concatenate(run.attention), 2, 0)} if run.attention else {})
 
 
 def needed_moves(model: WorldActionModel, plan: Mode, want: Collection[str] | None) -> list[Stage]:
@@ -87,10 +93,11 @@ def needed_moves(model: WorldActionModel, plan: Mode, want: Collection[str] | No
 class _Sampler:
     """The streams on their way, stage after stage."""
 
-    def __init__(self, model, plan: Mode, known: Known, key: jax.Array, given: Mapping[str, Array], context):
+    def __init__(self, model, plan: Mode, known: Known, key: jax.Array, given: Mapping[str, Array], context: Context):
         self.model, self.layout, self.plan, self.known = model, model.layout, plan, known
         self.block = 1 if self.layout.autoregressive else None
-        self.context = model.begin(known) if context is None else context
+        self.context = context
+        self.attention: list[Array] = []  # [steps, layers, B, H, n] of each stage
         self.levels: dict[str, float] = {}  # where each stream is now; known while tracing
         self.states: dict[str, Noisy] = {}
         batch = len(known.embodiment)
@@ -127,13 +134,14 @@ class _Sampler:
         groups = tuple(g for g in needed if g not in passes[0][0].cache.groups)
 
         def velocity(states: Mapping[str, Noisy]) -> dict[str, Array]:
-            found = [
-                model.predict(context, groups, known, {**self.states, **states}, streams) for context, known in passes
-            ]
-            if len(found) == 1:
-                return found[0]
-            guided, plain = found
-            return {m.stream: plain[m.stream] + m.guidance * (guided[m.stream] - plain[m.stream]) for m in stage.moves}
+            ran = [model.look(context, groups, known, {**self.states, **states}, streams) for context, known in passes]
+            found, shown = dict(ran[0][0]), ran[0][1]
+            if len(ran) > 1:
+                plain = ran[1][0]
+                found = {
+                    m.stream: plain[m.stream] + m.guidance * (found[m.stream] - plain[m.stream]) for m in stage.moves
+                }
+            return found if shown.attention is None else found | {ATTENTION: shown.attention}
 
         self._integrate(stage, velocity, even)
         for move in stage.moves:
@@ -164,10 +172,12 @@ class _Sampler:
                 moved = {
                     n: second[n] if n in predicted else x + (after[n] - before[n]) * mean[n] for n, x in values.items()
                 }
-            return moved, None
+            return moved, slope.get(ATTENTION)
 
         pairs = {name: (jnp.asarray(t[:-1]), jnp.asarray(t[1:])) for name, t in table.items()}
-        final, _ = jax.lax.scan(step, start, pairs)
+        final, attention = jax.lax.scan(step, start, pairs)
+        if attention is not None:
+            self.attention.append(attention)
         for move in stage.moves:
             self._set(move.stream, final[move.stream], move.to)
 
@@ -194,7 +204,7 @@ class _Sampler:
 
     def _without_text(self) -> tuple[Context, Known]:
         nothing = dataclasses.replace(self.known, text=without_text(self.known.text))
-        context = self.model.begin(nothing, self.context.time)
+        context = self.model.begin(nothing, self.context.time, self.context.lens)
         # What a causal model remembers was read with its instruction; a second memory without one is not kept.
         cache = self.context.cache if self.layout.autoregressive else context.cache
         return dataclasses.replace(context, cache=cache), nothing

@@ -20,6 +20,7 @@ from wam_jax.nn.rotary import rotary_table, rotate
 from wam_jax.sharding import mesh_axis_size
 from wam_jax.types import Text
 from wam_jax.wam.lanes import Lane
+from wam_jax.wam.lens import Shown, mean_attention, read_through
 from wam_jax.wam.spec import Expert, Spec
 from wam_jax.wam.tokens import Cache, KeysValues, Tokens
 from wam_jax.wam.visibility import Group, Segment, attention_plan, visibility_matrix
@@ -70,6 +71,34 @@ class PassState:
         self.bridged: dict[Group, dict[str, KeysValues]] = {group: {} for group in tokens.groups}
         episodes = tokens.key_episode or (None,) * len(tokens.groups)
         self.key_episode = dict(zip(tokens.groups, episodes, strict=True))
+        self.positions = dict(zip(tokens.groups, tokens.positions, strict=True))
+        self.positions.update({g: e.positions for g, e in zip(cache.groups, cache.entries, strict=True)})
+        self.layers: dict[Group, list[Array]] = {}
+        self.attention: list[Array] = []
+
+    def shown(self) -> Shown:
+        """What the lens shows of all stretches."""
+        lens = self.tokens.lens
+        if lens is None:
+            return Shown({})
+        layers = {group: jnp.concatenate(parts)[np.array(lens.layers)] for group, parts in self.layers.items()}
+        return Shown(layers, jnp.concatenate(self.attention) if self.attention else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """What can be attended to in one way, in order: group by group.
+
+    Attributes:
+      present: of those that may be absent in part, by number, which tokens are there.
+      episodes: whose tokens may see each.
+      rotated: whether rotary positions turned them.
+    """
+
+    groups: Sequence[Group]
+    present: Mapping[int, Array]
+    episodes: Sequence[Array | None]
+    rotated: bool
 
 
 class StretchRun:
@@ -108,8 +137,9 @@ class StretchRun:
         joint = np.array([[not self._bridged(q, k) for k in keys] for q in queries], bool).reshape(visible.shape)
         self.plan: tuple[Segment, ...] = attention_plan(visible & joint)
         self.cached = tuple(entry.keys_values[number] for _, entry in inside)
-        self.present = {i: entry.present for i, (_, entry) in enumerate(inside) if entry.present is not None}
-        self.episodes = [*(entry.episode for _, entry in inside), *(self.state.key_episode[g] for g in queries)]
+        present = {i: entry.present for i, (_, entry) in enumerate(inside) if entry.present is not None}
+        episodes = [*(entry.episode for _, entry in inside), *(self.state.key_episode[g] for g in queries)]
+        self.keys = Keys(keys, present, episodes, rotated=True)
         self.queries = queries
         self._plan_bridges(cache)
 
@@ -118,8 +148,7 @@ class StretchRun:
         self.bridge_plans: dict[str, tuple[Segment, ...]] = {}
         self.bridged: dict[str, tuple[KeysValues, ...]] = {}
         self.beside: dict[str, list[Group]] = {}
-        self.bridge_present: dict[str, dict[int, Array]] = {}
-        self.bridge_episodes: dict[str, list[Array | None]] = {}
+        self.bridge_keys: dict[str, Keys] = {}
         for name in self.stretch.start:
             bridge = self.spec.expert(name).bridge
             if bridge is None:
@@ -133,11 +162,13 @@ class StretchRun:
             known += [(g, kv[name], None, own_episode[g]) for g, kv in self.state.bridged.items() if name in kv]
             beside = [g for g in self.queries if self._expert(g).name == bridge.source] if bridge.parallel else []
             own = [g for lane in self.lanes if lane.expert == name for g in lane.groups]
-            visible = visibility_matrix(own, [*(g for g, *_ in known), *beside], self.spec.visibility)
+            groups = [*(g for g, *_ in known), *beside]
+            visible = visibility_matrix(own, groups, self.spec.visibility)
             self.bridge_plans[name] = attention_plan(visible, may_be_blind=True)
             self.bridged[name] = tuple(kv for _, kv, *_ in known)
-            self.bridge_present[name] = {i: p for i, (_, _, p, _) in enumerate(known) if p is not None}
-            self.bridge_episodes[name] = [*(e for *_, e in known), *(own_episode[g] for g in beside)]
+            present = {i: p for i, (_, _, p, _) in enumerate(known) if p is not None}
+            episodes = [*(e for *_, e in known), *(own_episode[g] for g in beside)]
+            self.bridge_keys[name] = Keys(groups, present, episodes, rotated=False)
             self.beside[name] = beside
 
     def _expert(self, group: Group) -> Expert:
@@ -168,7 +199,8 @@ class StretchRun:
                 queries[group], own[group] = q, (k, v)
         own_in_order = tuple(own[group] for group in self.queries)
         available = (*cached, *own_in_order)
-        attended = self._attend(self.plan, self.queries, queries, available, self.present, self.episodes)
+        seen: list[tuple[int, Array]] = []  # by so many queries
+        attended = self._attend(self.plan, self.queries, queries, self.keys, available, seen)
         parallel = self._parallel_keys_values(blocks, x)
         after = {}
         for lane in self.lanes:
@@ -179,14 +211,24 @@ class StretchRun:
                 read = functools.partial(self._read_text, lane, text[owner], image.get(owner))
             y = block.attend(x[lane.name], gathered, modulation, blocks[owner].attention, read)
             if lane.expert in self.bridge_plans:
-                y = self._read(lane, block, y, (*bridged[lane.expert], *parallel[lane.expert]))
+                y = self._read(lane, block, y, (*bridged[lane.expert], *parallel[lane.expert]), seen)
             after[lane.name] = lane.constrain(block.feed_forward(y, modulation))
         tapped = {lane.name: after[lane.name] for lane in self.lanes if lane.expert in self._tapped}
-        return after, (own_in_order if keep else None, tapped, parallel if keep else None)
+        return after, (own_in_order if keep else None, tapped, parallel if keep else None, mean_attention(seen))
 
     @functools.cached_property
     def _tapped(self) -> set[str]:
-        return {e.bridge.source for e in self.spec.experts if e.bridge and not e.bridge.parallel}
+        """Experts of which every layer's tokens are wanted."""
+        tapped = {e.bridge.source for e in self.spec.experts if e.bridge and not e.bridge.parallel}
+        return tapped | {self._expert(group).name for group in self._shown_groups}
+
+    @functools.cached_property
+    def _shown_groups(self) -> tuple[Group, ...]:
+        """Groups of this stretch whose tokens the lens shows."""
+        lens = self.state.tokens.lens
+        if lens is None or not lens.layers:
+            return ()
+        return tuple(g for g in self.groups if lens.is_source(self.spec, g))
 
     def _owner(self, expert: str) -> str:
         return self.spec.expert(expert).attention_of or expert
@@ -224,13 +266,14 @@ class StretchRun:
             parts.update({group: found[:, i] for i, group in enumerate(groups)})
         return lane.gather([parts[group] for group in lane.groups])
 
-    def _read(self, lane: Lane, block: DiTBlock, x: Array, available: tuple[KeysValues, ...]) -> Array:
+    def _read(
+        self, lane: Lane, block: DiTBlock, x: Array, available: tuple[KeysValues, ...], seen: list[tuple[int, Array]]
+    ) -> Array:
         """Tokens of one lane after its bridge."""
         own = [g for other in self.lanes if other.expert == lane.expert for g in other.groups]
         queries = dict(zip(lane.groups, lane.split(block.bridge.queries(x)), strict=True))
-        plan = self.bridge_plans[lane.expert]
-        present, episodes = self.bridge_present[lane.expert], self.bridge_episodes[lane.expert]
-        attended = self._attend(plan, own, queries, available, present, episodes)
+        keys = self.bridge_keys[lane.expert]
+        attended = self._attend(self.bridge_plans[lane.expert], own, queries, keys, available, seen)
         return block.read(x, lane.gather([attended[g] for g in lane.groups]))
 
     def _attend(
@@ -238,33 +281,51 @@ class StretchRun:
         plan: tuple[Segment, ...],
         order: Sequence[Group],
         queries: Mapping[Group, Array],
+        keys: Keys,
         available: Sequence[KeysValues],
-        present: Mapping[int, Array],
-        episodes: Sequence[Array | None],
+        seen: list[tuple[int, Array]],
     ) -> dict[Group, Array]:
         """What each query group attended to: one call a segment.
 
-        It is unmasked, unless it holds slots that may be empty or the rows are packed.
+        It is unmasked, unless it holds slots that may be empty or the rows are packed. What the lens shows of the
+        reader's attention is added to ``seen``.
         """
         attended: dict[Group, Array] = {}
+        lens = self.state.tokens.lens
         for segment in plan:
-            members = [order[i] for i in segment.queries if order[i] in queries]
-            if not members:
-                continue
-            if not segment.keys:
-                attended.update({group: jnp.zeros_like(queries[group]) for group in members})
-                continue
-            keys, values = (concatenate_tokens([available[i][side] for i in segment.keys]) for side in (0, 1))
-            mask = _key_mask(segment, available, present)
-            if self.state.tokens.episode is not None:
-                sizes = [available[i][0].shape[1] for i in segment.keys]
-                own = self._own_episode(members, sizes, [episodes[i] for i in segment.keys])
-                mask = own if mask is None else mask & own
-            rows = {lane.rows for lane in self.lanes for g in members if g in lane.groups}
-            lane = Lane("", rows.pop() if len(rows) == 1 else 1, tuple(members))
-            out = attend(lane.gather([queries[g] for g in members]), keys, values, mask)
-            attended.update(zip(members, lane.split(out), strict=True))
+            for members in self._readers_apart([order[i] for i in segment.queries if order[i] in queries]):
+                if not segment.keys:
+                    attended.update({group: jnp.zeros_like(queries[group]) for group in members})
+                    continue
+                pairs = [available[i] for i in segment.keys]
+                mask = _key_mask(segment, available, keys.present)
+                if self.state.tokens.episode is not None:
+                    sizes = [key.shape[1] for key, _ in pairs]
+                    own = self._own_episode(members, sizes, [keys.episodes[i] for i in segment.keys])
+                    mask = own if mask is None else mask & own
+                rows = {lane.rows for lane in self.lanes for g in members if g in lane.groups}
+                lane = Lane("", rows.pop() if len(rows) == 1 else 1, tuple(members))
+                query = lane.gather([queries[g] for g in members])
+                if lens is not None and lens.reads(self.spec, members[0]):
+                    groups = [keys.groups[i] for i in segment.keys]
+                    where = [self.state.positions[group] if keys.rotated else None for group in groups]
+                    source = [lens.is_source(self.spec, group) for group in groups]
+                    shown = lens.frame_tokens if lens.shows(self.spec, members[0]) else None
+                    pairs, attention = read_through(lens.change, shown, query, pairs, source, where, mask)
+                    seen += [] if attention is None else [(query.shape[1], attention)]
+                joined = (concatenate_tokens([pair[side] for pair in pairs]) for side in (0, 1))
+                out = attend(query, *joined, key_mask=mask)
+                attended.update(zip(members, lane.split(out), strict=True))
         return attended
+
+    def _readers_apart(self, members: list[Group]) -> list[list[Group]]:
+        """Those that the lens treats alike in one list each."""
+        lens = self.state.tokens.lens
+        parts: dict[object, list[Group]] = {}
+        for group in members:
+            kind = (lens.reads(self.spec, group), lens.shows(self.spec, group)) if lens else None
+            parts.setdefault(kind, []).append(group)
+        return list(parts.values())
 
     def _own_episode(
         self, members: Sequence[Group], sizes: Sequence[int], keys: Sequence[Array | None]
@@ -285,6 +346,16 @@ class StretchRun:
         mine = episode[:, blocks.pop()]
         parts = [jnp.repeat((jnp.asarray(key) == mine)[:, None], n, 1) for key, n in zip(keys, sizes, strict=True)]
         return jnp.concatenate(parts, 1)
+
+    def show(self, taps: Mapping[str, Array], attention: Array | None) -> None:
+        """Notes what the lens shows of these layers."""
+        for lane in self.lanes:
+            if lane.name in taps:
+                for group, x in zip(lane.groups, lane.split(taps[lane.name], 2), strict=True):
+                    if group in self._shown_groups:
+                        self.state.layers.setdefault(group, []).append(x)
+        if attention is not None:
+            self.state.attention.append(attention)
 
     def finish(self, x: Mapping[str, Array], kept, parallel) -> None:
         """Notes the tokens after the last layer, and what was kept."""

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from wam_jax.wam.lens import Lens
 from wam_jax.wam.visibility import Group
 
 KeysValues = tuple[Float[Array, "*layers B n H Dh"], Float[Array, "*layers B n H Dh"]]
@@ -21,6 +22,8 @@ class Entry:
       keys_values: in each stretch that it ran in, by the stretch's number; all layers.
       bridged: keys and values for each expert that reads it, all of that expert's layers.
       hidden: its tokens after its last layer.
+      positions: (time, row, column) of its tokens; only where a lens needs them.
+      layers: its tokens after the layers that a lens shows.
       present: which tokens are there: those of a rolling cache's slot that is not filled yet are hidden. None: all.
       episode: see ``Tokens.key_episode``.
     """
@@ -30,6 +33,8 @@ class Entry:
     hidden: Float[Array, "B n D"]
     present: Bool[Array, "n"] | None = None
     episode: Int[Array, "B"] | None = None
+    positions: Float[Array | np.ndarray, "n 3"] | None = None
+    layers: Float[Array, "l B n D"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -57,6 +62,7 @@ class Tokens:
       sources: per group, the group it branches off from.
       episode: of packed rows, the episode that each block belongs to: tokens see their own only. None: one a row.
       key_episode: per group, the episode whose tokens may see it; -1: none.
+      lens: what is shown and changed in this pass.
     """
 
     groups: tuple[Group, ...]
@@ -67,3 +73,4 @@ class Tokens:
     sources: tuple[Group | None, ...]
     episode: Int[Array, "B b"] | None = None
     key_episode: tuple[Int[Array, "B"] | None, ...] = ()
+    lens: Lens | None = None

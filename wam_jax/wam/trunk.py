@@ -11,6 +11,7 @@ from wam_jax.nn.backends import RESIDUALS
 from wam_jax.nn.block import DiTBlock
 from wam_jax.nn.module import layer_slice, stack
 from wam_jax.types import Text
+from wam_jax.wam.lens import Shown
 from wam_jax.wam.spec import Bridge, Expert, Spec
 from wam_jax.wam.stretch import PassState, Stretch, StretchRun, stretches
 from wam_jax.wam.tokens import Cache, Entry, Tokens
@@ -61,7 +62,7 @@ class Trunk(nnx.Module):
         cache: Cache = Cache(),
         keep: bool = False,
         image: Mapping[str, Float[Array, "B I D"]] | None = None,
-    ) -> tuple[tuple[Float[Array, "B n D"], ...], Cache]:
+    ) -> tuple[tuple[Float[Array, "B n D"], ...], Cache, Shown]:
         """Runs all layers.
 
         Args:
@@ -72,19 +73,28 @@ class Trunk(nnx.Module):
           image: tokens of a given image at each expert's width, for cross-attention beside the text.
 
         Returns:
-          each group's tokens after the last layer, and a cache of these groups (empty unless ``keep``).
+          each group's tokens after the last layer, a cache of these groups (empty unless ``keep``), and what its
+          lens shows.
         """
         state = PassState(tokens, cache)
         for stretch in stretches(self.spec):
             self._run(stretch, state, text, image or {}, keep)
         hidden = tuple(state.x[group] for group in tokens.groups)
+        shown = state.shown()
         if not keep:
-            return hidden, Cache()
+            return hidden, Cache(), shown
         entries = tuple(
-            Entry(state.kept[group], state.bridged[group], x, episode=state.key_episode[group])
-            for group, x in zip(tokens.groups, hidden, strict=True)
+            Entry(
+                state.kept[group],
+                state.bridged[group],
+                x,
+                episode=state.key_episode[group],
+                positions=None if tokens.lens is None else where,
+                layers=shown.layers.get(group),
+            )
+            for group, x, where in zip(tokens.groups, hidden, tokens.positions, strict=True)
         )
-        return hidden, Cache(tokens.groups, entries)
+        return hidden, Cache(tokens.groups, entries), shown
 
     def _run(self, stretch: Stretch, state: PassState, text: Mapping[str, Text], image: Mapping, keep: bool) -> None:
         """One stretch: scans its layers, and notes in ``state`` what they leave."""
@@ -106,8 +116,9 @@ class Trunk(nnx.Module):
             layer = jax.checkpoint(layer, policy=_REMAT[self.spec.remat])
         inputs = (params, run.cached, run.bridged)
         unroll = min(self.spec.unroll, stretch.length)
-        x, (kept, taps, parallel) = jax.lax.scan(layer, run.start(), inputs, unroll=unroll)
+        x, (kept, taps, parallel, attention) = jax.lax.scan(layer, run.start(), inputs, unroll=unroll)
         run.finish(x, kept, parallel)
+        run.show(taps, attention)
         self._tap(stretch, run, taps, state)
 
     def _tap(self, stretch: Stretch, run: StretchRun, taps: Mapping, state: PassState) -> None:

@@ -1,0 +1,78 @@
+"""What ``config.alignment`` asks for: a variant of the model, and its teacher's features of every frame."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from data_pipelines import beside
+from data_pipelines.batches import LatentSource, TaughtLatents
+from data_pipelines.latents import Identity, LatentCache
+from launch.config import ConfigError
+from launch.data import LATENTS, Data
+from wam_jax.encoders import registry
+from wam_jax.encoders.frozen import FrozenEncoder
+
+# The pass whose tokens are aligned, by variant.
+VARIANTS = {"none": None, "frozen": None, "shared": "video", "video": "video", "action_condition": "action_condition"}
+# What the variant "frozen" trains: all that is not the video expert's.
+WITHOUT_VIDEO = r"^(?!(trunk/blocks|maps|conditioning|text_in|image_in)/video/)"
+
+
+def aligned_pass(config: ConfigDict) -> str | None:
+    """The pass that is aligned; None where none is.
+
+    Raises:
+      ConfigError: for an unknown variant.
+    """
+    variant = config.alignment.variant
+    if variant not in VARIANTS:
+        raise ConfigError(f"config.alignment.variant={variant!r} is unknown (has: {', '.join(VARIANTS)})")
+    return VARIANTS[variant]
+
+
+def load_teacher(part: ConfigDict) -> FrozenEncoder:
+    """The encoder ``part.teacher``, with its pictures resized to ``teacher_size`` where that is set.
+
+    Raises:
+      KeyError: it is unknown.
+      AssetMissing: its weights are not here; says how to get them.
+    """
+    teacher = registry.load(part.teacher, dtype=jnp.float32)
+    if part.get("random_teacher", False):
+        teacher = dataclasses.replace(teacher, params=teacher.definition.init(jax.random.key(0)))
+    if size := tuple(part.teacher_size):
+        assert teacher.preprocessing is not None
+        teacher = dataclasses.replace(teacher, preprocessing=dataclasses.replace(teacher.preprocessing, size=size))
+    return teacher
+
+
+def feature_width(teacher: FrozenEncoder) -> int:
+    """Channels of its features."""
+    return jax.eval_shape(teacher, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)).shape[-1]
+
+
+def with_features(
+    config: ConfigDict, data: Data, latents: list[LatentSource], teacher: FrozenEncoder
+) -> list[LatentSource]:
+    """Latents with the teacher's features of every training frame beside them; computed once, kept beside the data."""
+    part, windows = config.alignment, data.windows
+    key = f"{part.teacher} {tuple(part.teacher_size)}{' random' if part.random_teacher else ''}"
+    encode = jax.jit(lambda teacher, images: teacher(images))
+    taught: list[LatentSource] = []
+    for number, (store, source) in enumerate(zip(data.train, latents, strict=True)):
+        identity = Identity(key, store.fingerprint, windows.cameras, windows.image_size)
+        dataset = Path(data.config.datasets[number % len(data.config.datasets)])
+        features = LatentCache.build(
+            store,
+            windows.cameras,
+            lambda images: encode(teacher, images),
+            beside.writable(dataset, LATENTS) / identity.folder,
+            key,
+            image_size=windows.image_size,
+            num_threads=data.config.threads,
+        )
+        taught.append(TaughtLatents(source, features))
+    return taught

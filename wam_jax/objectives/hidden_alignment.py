@@ -1,0 +1,126 @@
+"""Alignment of a world action model's hidden video tokens to a frozen vision encoder (AGRA, arXiv 2606.12217).
+
+-1 / (K T h w) Σ cos(P_k(H_k), Y): tokens H_k after each of K layers, through a projector P_k of its own, against the
+encoder's features Y of the clean frames, resized to the tokens' grid. Projectors are trained beside the model, as
+parameters of ``AlignedModel``, and are no part of what acts or is exported.
+"""
+
+import dataclasses
+from typing import get_args
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from wam_jax.objectives.alignment import Projector, ProjectorKind, similarity
+from wam_jax.objectives.flow_matching import Auxiliary, masked_mean
+from wam_jax.wam.lens import Lens, Shown
+from wam_jax.wam.model import WorldActionModel
+from wam_jax.wam.spec import Interface, Spec
+
+PASSES = ("video", "action_condition")
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignmentConfig:
+    """Which tokens are aligned, and how.
+
+    Attributes:
+      weight: of the loss.
+      on: the pass whose tokens are aligned: "video", where the video is denoised; "action_condition", that which
+        actions read (where they read the present alone, the present). The present's tokens are in both.
+      layers: of the trunk; tokens after them. Empty: one, after a third of its depth (the paper's best single one).
+      projector: "linear", "mlp" or "conv", see ``Projector``.
+      teacher_width: channels of the encoder's features.
+
+    Raises:
+      ValueError: naming the field that is unknown.
+    """
+
+    weight: float
+    on: str
+    layers: tuple[int, ...]
+    projector: str
+    teacher_width: int
+
+    def __post_init__(self):
+        if self.on not in PASSES:
+            raise ValueError(f"alignment on {self.on!r} is unknown (has: {', '.join(PASSES)})")
+        if self.projector not in get_args(ProjectorKind):
+            kinds = ", ".join(get_args(ProjectorKind))
+            raise ValueError(f"alignment.projector {self.projector!r} is unknown (has: {kinds})")
+
+    def layers_of(self, spec: Spec) -> tuple[int, ...]:
+        """Raises: ValueError, if the trunk has fewer."""
+        if beyond := [layer for layer in self.layers if not 0 <= layer < spec.num_layers]:
+            raise ValueError(f"alignment.layers has {beyond[0]}; {spec.name} has layers 0 to {spec.num_layers - 1}")
+        return self.layers or (max(round(spec.num_layers / 3) - 1, 0),)
+
+
+class AlignedModel(WorldActionModel):
+    """The model with a projector for every aligned layer."""
+
+    def __init__(self, spec: Spec, interface: Interface, config: AlignmentConfig, rngs: nnx.Rngs):
+        super().__init__(spec, interface, rngs)
+        self.alignment = config
+        width = spec.expert_of(video_stream(spec)).width
+        self.projectors = nnx.List(
+            [Projector(config.projector, width, config.teacher_width, rngs) for _ in config.layers_of(spec)]  # type: ignore[arg-type]
+        )
+
+    def aligned_stream(self) -> str | None:
+        """The stream whose noisy tokens are aligned beside the present's; None: none."""
+        if self.alignment.on == "video":
+            return video_stream(self.spec)
+        acting = [s.name for s in self.spec.streams if s.kind == "action" and s.role != "context"]
+        read = [g.stream for g in self.layout.needed(acting) if not g.clean]
+        return next((name for name in read if self.spec.stream(name).kind == "video"), None)
+
+    def auxiliary(self, teacher: Float[Array, "B T V r c D"], mask: Bool[Array, "B T V"]) -> Auxiliary:
+        """The alignment as a part of ``flow_matching_loss``; arguments as in ``alignment_loss``."""
+        return Auxiliary(
+            name="alignment",
+            weight=self.alignment.weight,
+            lens=Lens(layers=self.alignment.layers_of(self.spec)),
+            stream=self.aligned_stream(),
+            loss=lambda shown: self.alignment_loss(shown, teacher, mask),
+        )
+
+    def alignment_loss(
+        self, shown: Shown, teacher: Float[Array, "B T V r c D"], mask: Bool[Array, "B T V"]
+    ) -> Float[Array, ""]:
+        """Minus the mean cosine similarity; -1 where every projected token points where the teacher's feature does.
+
+        Args:
+          shown: of the aligned pass.
+          teacher: features of the clean frames, the present first; of more samples than ``shown``, the first count.
+          mask: which of them are there.
+        """
+        stream, present = self.aligned_stream(), video_stream(self.spec)
+        groups = [g for g in shown.layers if g.clean and g.block == 0 and g.stream == present]
+        groups += sorted(
+            (g for g in shown.layers if not g.clean and g.draw == 0 and g.stream == stream), key=lambda g: g.block
+        )
+        rows, columns = self.layout.grid
+        hidden = rearrange(
+            jnp.concatenate([shown.layers[group] for group in groups], 2),
+            "l b (t v r c) d -> l (b v) t r c d", v=self.interface.cameras, r=rows, c=columns,
+        )  # fmt: skip
+        frames, samples = hidden.shape[2], hidden.shape[1] // self.interface.cameras
+        target = rearrange(teacher[:samples, :frames], "b t v r c d -> (b v) t r c d")
+        there = rearrange(mask[:samples, :frames], "b t v -> (b v) t 1 1")
+        alike = [similarity(project(x), target) for project, x in zip(self.projectors, hidden, strict=True)]
+        return -masked_mean(jnp.stack(alike), there)
+
+
+def video_stream(spec: Spec) -> str:
+    """The name of the video.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    names = [stream.name for stream in spec.streams if stream.kind == "video" and stream.data_of is None]
+    if not names:
+        raise ValueError(f"{spec.name} has no video stream, so there is nothing to align or to look at")
+    return names[0]
