@@ -145,4 +145,5 @@ def get_config() -> ConfigDict:
     config.evaluation.candidates = 1  # chunks to choose from by predicted value; 1: no choice
     config.evaluation.films = 6  # rollouts shown in the report, for each task
     config.evaluation.seed = 1000
+    config.evaluation.grounding_scenes = 64  # of each task, for --grounding
     return config

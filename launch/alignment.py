@@ -36,11 +36,13 @@ def aligned_pass(config: ConfigDict) -> str | None:
 def load_teacher(part: ConfigDict) -> FrozenEncoder:
     """The encoder ``part.teacher``, with its pictures resized to ``teacher_size`` where that is set.
 
+    Its features are standardised: those of networks without a last norm are of any size, and would drown other losses.
+
     Raises:
       KeyError: it is unknown.
       AssetMissing: its weights are not here; says how to get them.
     """
-    teacher = registry.load(part.teacher, dtype=jnp.float32)
+    teacher = dataclasses.replace(registry.load(part.teacher, dtype=jnp.float32), standardized=True)
     if part.get("random_teacher", False):
         teacher = dataclasses.replace(teacher, params=teacher.definition.init(jax.random.key(0)))
     if size := tuple(part.teacher_size):

@@ -13,8 +13,16 @@ from ml_collections import ConfigDict
 from launch import devices
 from launch.config import ConfigError, load_config
 from launch.data import encode_text
+from launch.grounding import ground, ground_films
 from wam_jax import console
 from wam_jax.evaluation.closed_loop_report import COLUMNS, add_closed_loop, result_rows
+from wam_jax.evaluation.grounding_report import (
+    ATTENTION_COLUMNS,
+    SENSITIVITY_COLUMNS,
+    add_grounding,
+    attention_rows,
+    sensitivity_rows,
+)
 from wam_jax.evaluation.report import Report, write_summary
 from wam_jax.evaluation.success import EvaluationConfig, TaskResult, TaskText, evaluate_task
 from wam_jax.sim.tasks import TASK_NAMES, instruction_text
@@ -26,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="run folder of `wam train` or `wam quickstart`")
     parser.add_argument("--tasks", nargs="+", choices=TASK_NAMES, help="default: what the model was trained on")
     parser.add_argument("--config", default="configs/common.py", help="devices and numbers (default: %(default)s)")
+    parser.add_argument("--grounding", action="store_true", help="also what actions look at and depend on, with films")
     parser.add_argument("--out", type=Path, help="folder for the report (default: CHECKPOINT/evaluation)")
 
 
@@ -40,8 +49,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     out = args.out or args.checkpoint / "evaluation"
     report = Report(f"Evaluation of {args.checkpoint.name}", subtitle=f"step {trained.step}")
     report_evaluation(report, config, trained, results)
-    write_summary(out, {"tasks": {r.task: r.summary() for r in results}, "step": trained.step, "seconds": seconds})
+    summary = {"tasks": {r.task: r.summary() for r in results}, "step": trained.step, "seconds": seconds}
     console.table("Closed-loop evaluation", COLUMNS, result_rows(results))
+    if args.grounding:
+        summary["grounding"] = report_grounding(report, config, trained, results)
+    write_summary(out, summary)
     console.log(f"wrote {report.write(out)}")
 
 
@@ -57,6 +69,26 @@ def evaluate(
         results.append(evaluate_task(described, trained, settings, mesh))
         seconds[task] = round(time.monotonic() - began, 1)
     return results, seconds
+
+
+def report_grounding(
+    report: Report, config: ConfigDict, trained: Trained, results: Sequence[TaskResult]
+) -> dict[str, Any]:
+    """What actions look at and depend on, into the report, the console and a summary."""
+    cameras, told, execute = (
+        trained.meta["identity"]["data"]["cameras"],
+        trained.meta["config"],
+        config.evaluation.execute,
+    )
+    found, films = {}, {}
+    for result in results:
+        task = described_task(told, result.task)
+        found[result.task] = ground(trained, task, config.evaluation.grounding_scenes)
+        films[result.task] = ground_films(trained, task, result, cameras, execute)
+    add_grounding(report, found, films)
+    console.table("What actions look at", ATTENTION_COLUMNS, attention_rows(found))
+    console.table("What actions depend on", SENSITIVITY_COLUMNS, sensitivity_rows(found))
+    return {task: grounding.summary() for task, grounding in found.items()}
 
 
 def described_task(config: Mapping[str, Any], task: str) -> TaskText:

@@ -33,7 +33,8 @@ from launch.train import evaluate_validation, find_tokenizers, lpips_if_here, tr
 from wam_jax import console
 from wam_jax.evaluation import media
 from wam_jax.evaluation.report import Report, environment, write_summary
-from wam_jax.evaluation.scene_probe import draw_scenes, probe_tokenizer
+from wam_jax.evaluation.scene_probe import probe_tokenizer
+from wam_jax.evaluation.scenes import draw_scenes
 from wam_jax.evaluation.statistics import Rate
 from wam_jax.evaluation.study import arm_result, bootstrap_difference, metric_table, study_rows
 from wam_jax.evaluation.study_metrics import heldout_metrics

@@ -11,8 +11,9 @@ from wam_jax.nn.module import Definition, Params
 from wam_jax.tokenizers.tokenizer import State, Tokenizer
 from wam_jax.types import Batch, Observation
 from wam_jax.wam.history import History, empty_history, generate, newest, observe
+from wam_jax.wam.lens import Lens
 from wam_jax.wam.model import Known, WorldActionModel
-from wam_jax.wam.sample import sample
+from wam_jax.wam.sample import ATTENTION, sample
 
 
 @jax.tree_util.register_dataclass
@@ -101,6 +102,15 @@ class Policy:
         else:
             chunk = sample(model, known, rng, self.mode, want=("action",), steps=self.steps)["action"]
         return jnp.asarray(self.codec.decode(chunk)), None
+
+    def look(
+        self, params: PolicyParams, observation: Observation, rng: jax.Array, lens: Lens
+    ) -> tuple[Float[Array, "B K A"], Float[Array, "B S L H n"] | None]:
+        """One normalised chunk without a past, through a lens; and what the lens shows of attention (``sample``)."""
+        model = self.definition.bind(params.model)
+        known = self._now(model, params, observation)
+        found = sample(model, known, rng, self.mode, want=("action",), steps=self.steps, lens=lens)
+        return found["action"], found.get(ATTENTION)
 
     def imagine(self, params: PolicyParams, observation: Observation, rng: jax.Array) -> UInt8[Array, "B F V H W 3"]:
         """The future images that the model expects; of a model without video, the present repeated."""

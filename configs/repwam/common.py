@@ -33,11 +33,11 @@ def get_config() -> ConfigDict:
     )
     config.tokenizer.frames = 3
     config.tokenizer.batch_size = 8
-    config.tokenizer.optimizer.steps = 600
+    config.tokenizer.optimizer.steps = 1000
     config.tokenizer.loss.l2 = 0.0
     config.tokenizer.loss.perceptual = 1.0
     config.tokenizer.loss.adversarial = 0.1
-    config.tokenizer.loss.adversarial_start = 400
+    config.tokenizer.loss.adversarial_start = 800
     config.tokenizer.loss.alignment = 1.0
     config.tokenizer.loss.alignment_share = 0.125
     config.tokenizer.teacher_size = (128, 128)  # 8 x 8 features, as many as latents

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wam_jax.evaluation.scene_probe import Scenes, draw_scenes, probe_tokenizer
+from wam_jax.evaluation.scene_probe import probe_tokenizer
+from wam_jax.evaluation.scenes import Scenes, draw_scenes
 
 
 @jax.tree_util.register_dataclass
@@ -29,7 +30,8 @@ def scenes(seed: int) -> Scenes:
     place = rng.integers(0, 8, (256, 2))
     images = np.zeros((256, 1, 8, 8, 3), np.uint8)
     images[np.arange(256), 0, place[:, 0], place[:, 1]] = 255
-    return Scenes(images, place / 8.0, place[:, 1] >= 4)
+    nothing = np.zeros((256, 0))
+    return Scenes(images, nothing, nothing, place / 8.0, place[:, 1] >= 4, nothing)
 
 
 def test_what_latents_hold_is_read_and_what_they_do_not_is_not():
@@ -48,5 +50,7 @@ def test_scenes_are_moments_of_the_experts_episodes():
     assert found.positions.shape == (24, 4)  # two cubes
     assert (found.positions[:, 1] <= found.positions[:, 3]).all()  # from left to right
     assert 0 < found.held.sum() < 24
+    assert found.masks.shape == (24, 2, 2, 16, 16)  # hand and object, by two cameras
+    assert found.masks[:, 1].any((1, 2, 3)).mean() > 0.9  # the object is seen, but for behind the hand
     again = draw_scenes("pick_lift", 16, 24, seed=3)
     np.testing.assert_array_equal(found.images, again.images)

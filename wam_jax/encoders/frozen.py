@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from wam_jax.nn.module import Definition, Params
+from wam_jax.nn.module import Definition, Params, standardize
 from wam_jax.weights import mapping
 from wam_jax.weights.mapping import Tensors, WeightMap
 
@@ -57,11 +57,13 @@ class FrozenEncoder:
       params: its arrays, in the dtype it computes in.
       definition: its module, which takes prepared input (and whatever else it needs) to features.
       preprocessing: of its input; None where it takes tokens.
+      standardized: features have mean 0 and variance 1 over their channels, as after the last norm of a transformer.
     """
 
     params: Params
     definition: Definition[Any] = dataclasses.field(metadata={"static": True})
     preprocessing: Preprocessing | None = dataclasses.field(metadata={"static": True})
+    standardized: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -78,8 +80,8 @@ class FrozenEncoder:
         model = self.definition.bind(jax.lax.stop_gradient(self.params))
         # Where the arrays are float32, products are too, on every platform: training and serving see the same features.
         with jax.default_matmul_precision("highest"):
-            features = model(inputs, *more)
-        return jax.lax.stop_gradient(features.astype(jnp.float32))
+            features = model(inputs, *more).astype(jnp.float32)
+        return jax.lax.stop_gradient(standardize(features) if self.standardized else features)
 
 
 def freeze(

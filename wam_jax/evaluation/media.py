@@ -8,9 +8,10 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import numpy as np
 from einops import rearrange
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
@@ -27,6 +28,7 @@ _SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8
 _INK = "#7f858d"  # contrast about 4:1 on white and on near-black
 _BAND: Color = (24, 26, 30)
 _BAND_TEXT: Color = (240, 240, 240)
+_HEAT = "inferno"
 _CHART_INCHES = (5.8, 3.2)  # small, so that its text stays legible on a phone
 _CHART_DPI = 200
 
@@ -139,6 +141,31 @@ def bars(rates: Mapping[str, Rate], title: str, xlabel: str = "success") -> byte
     axes.grid(axis="x", color=_INK, alpha=0.25, linewidth=0.8)
     axes.set_axisbelow(True)
     return _save_chart(figure)
+
+
+def matrix(values: Float[np.ndarray, "r c"], title: str, rows: str, columns: str) -> bytes:
+    """A matrix of shares in [0, 1] as a coloured chart with its numbers, as PNG."""
+    figure, axes = _chart(title, (max(3.0, 1.2 + 0.55 * values.shape[1]), 1.2 + 0.42 * values.shape[0]))
+    axes.imshow(values, cmap=_HEAT, vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        axes.text(
+            column, row, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black", fontsize=8
+        )
+    axes.set_xticks(range(values.shape[1]))
+    axes.set_yticks(range(values.shape[0]))
+    axes.set_xlabel(columns, color=_INK)
+    axes.set_ylabel(rows, color=_INK)
+    return _save_chart(figure)
+
+
+def overlay(frames: Frames, heat: Float[np.ndarray, "*T r c"], opacity: float = 0.55) -> Frames:
+    """Frames under a heat map of coarser cells, 0 to 1: transparent where it is cold."""
+    height, width = frames.shape[-3:-1]
+    rows, columns = np.arange(height) * heat.shape[-2] // height, np.arange(width) * heat.shape[-1] // width
+    level = np.clip(heat[..., rows[:, None], columns[None, :]], 0, 1)
+    color = matplotlib.colormaps[_HEAT](level)[..., :3] * 255
+    alpha = opacity * level[..., None]
+    return np.round((1 - alpha) * frames + alpha * color).astype(np.uint8)
 
 
 def _text_band(text: str, width: int, font_size: int) -> UInt8[np.ndarray, "h W 3"]:

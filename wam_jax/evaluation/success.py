@@ -35,6 +35,7 @@ class EvaluationConfig:
     candidates: chunks drawn for each observation; a model with a value stream takes the one it values most.
     films: rollouts to record.
     seed: of the episodes; no training or tuning should use the same.
+    grounding_scenes: moments of each task that diagnostics of what actions look at are made on.
     """
 
     episodes: int = 256
@@ -43,6 +44,7 @@ class EvaluationConfig:
     candidates: int = 1
     films: int = 6
     seed: int = 1000
+    grounding_scenes: int = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,6 +220,7 @@ def _record(
     futures = imagine(policy)(params, frames[replanned], trace.proprio[replanned, :count], instruction, key)
     recording = Recording(
         frames=frames,
+        proprio=trace.proprio[:, :count],
         imagined=futures,
         success=trace.outcome.success[-1, :count],
         instruction=instruction,

@@ -156,12 +156,14 @@ class Recording:
 
     Attributes:
       frames: what the cameras saw before each step.
+      proprio: of the robot at the same moments.
       imagined: at each replanning, the future frames that the model expected.
       success: whether the instruction held at the end.
       instruction: index into the environment's ``instructions``.
     """
 
     frames: UInt8[Array, "T N V H W 3"]
+    proprio: Float[Array, "T N P"]
     imagined: UInt8[Array, "R N F V H W 3"]
     success: Bool[Array, "N"]
     instruction: Int[Array, "N"]

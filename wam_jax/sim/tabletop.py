@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PRNGKeyArray, UInt8
 from mujoco import mjx
 
 from wam_jax.sim import control, scene, tasks
@@ -80,6 +80,8 @@ class Tabletop:
         self.model = tasks.build_model(self._task)
         self.object_geoms = np.array([self.model.geom(f"object{i}").id for i in range(self._task.num_objects)])
         self.goal_geoms = np.array([self.model.geom(f"goal{i}").id for i in range(self._task.num_goals)], int)
+        self.hand_geoms = np.array([self.model.geom(name).id for name in ("hand", "finger_left", "finger_right")])
+        self.parts = ("hand", "object", "goal") if self._task.num_goals else ("hand", "object")
         self._tcp = self.model.site("tcp").id
         data = mujoco.MjData(self.model)
         data.qpos[: len(scene.HOME_QPOS)] = scene.HOME_QPOS
@@ -148,6 +150,14 @@ class Tabletop:
         """MuJoCo geom id of each pixel (-1 for sky), and depth along the optical axis in metres (0 for sky)."""
         segmentation, depth = zip(*(geometry(*view) for view in self._cast(self.stage(state))), strict=True)
         return jnp.stack(segmentation), jnp.stack(depth)
+
+    def masks(self, stage: Stage, layout: Layout) -> Bool[Array, "M V H W"]:
+        """Where each of ``parts`` is seen: the hand, the named object, the named goal."""
+        seen = jnp.stack([geometry(view, hits)[0] for view, hits in self._cast(stage)])
+        parts = [jnp.isin(seen, self.hand_geoms), seen == jnp.asarray(self.object_geoms)[layout.named_object]]
+        if self._task.num_goals:
+            parts.append(seen == jnp.asarray(self.goal_geoms)[layout.named_goal])
+        return jnp.stack(parts)
 
     def proprio(self, state: SimState) -> Float32[Array, "7"]:
         """tcp (m), commanded tcp (m), gripper opening in [0, 1]."""

@@ -1,0 +1,135 @@
+"""A policy that reads one token looks there and depends on it; one that reads none depends on nothing."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax.evaluation import grounding
+from wam_jax.evaluation.grounding import KINDS, centroid_error, coverage, diagnose, heat, intervention
+from wam_jax.evaluation.grounding_report import attention_rows, heat_film, sensitivity_rows
+from wam_jax.wam.lens import Lens
+
+SCENES, GRID = 6, (2, 4)
+COUNT = 2 * GRID[0] * GRID[1]  # two cameras
+TARGET = np.array([0, 3, 5, 9, 12, 15])  # the token that each scene's mask covers
+
+
+def masks() -> np.ndarray:
+    """Two parts: the first is nowhere, the second fills one token of 8 x 8 pixels."""
+    found = np.zeros((SCENES, 2, COUNT, 64), bool)
+    found[np.arange(SCENES), 1, TARGET] = True
+    cells = found.reshape(SCENES, 2, 2, *GRID, 8, 8)
+    return cells.transpose(0, 1, 2, 3, 5, 4, 6).reshape(SCENES, 2, 2, GRID[0] * 8, GRID[1] * 8)
+
+
+def policy(weights: np.ndarray):
+    """Actions are a weighted sum over tokens' contents, which all differ."""
+    content = np.random.default_rng(0).normal(size=(SCENES, COUNT, 3))
+
+    def act(lens: Lens):
+        read = content if lens.change is None else np.asarray(lens.change) @ content
+        actions = 1 + np.einsum("bn,bnk->bk", weights, read)[:, :, None]
+        attention = jnp.asarray(weights[:, None, None, None]) if lens.attention else None
+        return jnp.asarray(actions), attention
+
+    return act
+
+
+def one_token() -> np.ndarray:
+    return np.eye(COUNT)[TARGET]
+
+
+def test_a_policy_that_reads_one_token_looks_there_and_depends_on_it():
+    found = diagnose(policy(one_token()), ("hand", "object"), masks(), GRID)
+    assert found.parts == ("hand", "object", "all")
+    np.testing.assert_allclose(found.area, [0, 1 / COUNT, 1 / COUNT])
+    np.testing.assert_allclose(found.in_mask[1:], 1)
+    np.testing.assert_allclose(found.centroid_error, 0, atol=1e-7)
+    assert found.to_video == pytest.approx(1)
+    for kind in ("zero", "mean", "swap"):
+        result = found.sensitivity[kind]
+        assert result.outside.max() == 0
+        assert result.inside.min() > 0
+        assert result.ratio > 1e6
+    assert not found.sensitivity["shuffle"].moved  # one token has no other order
+
+
+def test_a_policy_that_reads_all_alike_has_a_ratio_near_one_and_one_that_reads_nothing_none():
+    alike = diagnose(policy(np.full((SCENES, COUNT), 1 / COUNT)), ("hand", "object"), masks(), GRID)
+    np.testing.assert_allclose(alike.in_mask[2], 1 / COUNT)
+    assert 0.5 < alike.sensitivity["zero"].ratio < 2
+    low, high = alike.sensitivity["zero"].interval()
+    assert low < alike.sensitivity["zero"].ratio < high
+    blind = diagnose(policy(np.zeros((SCENES, COUNT))), ("hand", "object"), masks(), GRID)
+    assert not any(result.moved for result in blind.sensitivity.values())
+    assert all(np.isnan(result.ratio) for result in blind.sensitivity.values())
+    assert [row[2] for row in sensitivity_rows({"reach": blind})] == ["–"] * len(KINDS)
+
+
+def test_actions_that_attend_to_no_video_are_said_to():
+    def act(lens: Lens):
+        return jnp.ones((SCENES, 3, 1)), None
+
+    found = diagnose(act, ("hand", "object"), masks(), GRID)
+    assert found.in_mask is None
+    assert "attention_in_mask" not in found.summary()
+    assert attention_rows({"reach": found})[0][-1] == "actions attend to no video token"
+
+
+def test_sensitivity_token_by_token_is_where_the_policy_reads():
+    warm = heat(policy(one_token()), COUNT, SCENES)
+    np.testing.assert_array_equal(warm.argmax(1), TARGET)
+    assert (warm > 0).sum() == SCENES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interventions_change_the_chosen_tokens_as_they_say(kind):
+    rng = np.random.default_rng(0)
+    content = rng.normal(size=(1, 6, 2))
+    chosen = np.array([[True, True, True, False, False, False]])
+    after = intervention(kind, chosen, ~chosen, rng) @ content
+    if kind == "zero":
+        np.testing.assert_array_equal(after[:, :3], 0)
+    elif kind == "mean":
+        np.testing.assert_allclose(after[:, :3], np.broadcast_to(content.mean(1, keepdims=True), (1, 3, 2)), rtol=1e-6)
+    elif kind == "shuffle":
+        np.testing.assert_allclose(np.sort(after[:, :3], 1), np.sort(content[:, :3], 1))
+    else:
+        np.testing.assert_allclose(np.sort(after[:, :3], 1), np.sort(content[:, 3:], 1))
+        np.testing.assert_allclose(np.sort(after[:, 3:], 1), np.sort(content[:, :3], 1))
+    if kind != "swap":
+        np.testing.assert_array_equal(after[:, 3:], content[:, 3:])
+    with pytest.raises(ValueError, match=r"intervention 'blur' is unknown \(has: zero, mean, shuffle, swap\)"):
+        intervention("blur", chosen, ~chosen, rng)
+
+
+def test_both_sides_of_a_comparison_have_equally_many_tokens():
+    inside = np.array([[True] * 5 + [False] * 3, [True] + [False] * 7])
+    mine, theirs = grounding.matched(inside, np.random.default_rng(0))
+    np.testing.assert_array_equal(mine.sum(1), [3, 1])
+    np.testing.assert_array_equal(theirs.sum(1), [3, 1])
+    assert not (mine & ~inside).any()
+    assert not (theirs & inside).any()
+
+
+def test_coverage_is_the_share_of_a_tokens_pixels():
+    mask = np.zeros((1, 1, 1, 4, 8), bool)
+    mask[..., :2, :2] = True  # the first of 2 x 2 tokens is 2 x 4 pixels
+    np.testing.assert_array_equal(coverage(mask, (2, 2)), [[[0.5, 0, 0, 0]]])
+    with pytest.raises(ValueError, match="pictures of 4 x 8 do not divide into 3 x 2 tokens"):
+        coverage(mask, (3, 2))
+
+
+def test_centres_are_as_far_apart_as_they_are_in_the_picture():
+    attention, share = np.zeros((1, 2 * 16)), np.zeros((1, 2 * 16))
+    attention[0, 0], share[0, 10] = 1, 1  # of 4 x 4 tokens: (0, 0) and (2, 2); the second camera sees nothing
+    found = centroid_error(attention, share, (4, 4))
+    np.testing.assert_allclose(found, np.hypot(0.5, 0.5))
+
+
+def test_a_film_shows_every_camera_beside_its_maps():
+    frames = np.zeros((8, 2, 16, 16, 3), np.uint8)
+    heats = {"attention": np.random.default_rng(0).uniform(size=(2, COUNT))}
+    film, label = heat_film(frames, heats, GRID, ("front", "wrist"), 4, "reach the red ball")
+    assert label == "reach the red ball"
+    assert film[:4] == b"RIFF"

@@ -1,0 +1,69 @@
+"""Moments of the scripted expert's episodes, with the truth about them: what probes and diagnostics are made on."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from wam_jax.sim import compilation
+from wam_jax.sim.tabletop import Tabletop
+
+_BATCH = 128
+_HELD_HEIGHT, _HELD_DISTANCE = 0.02, 0.05  # metres: above where it lay, and from the gripper
+
+
+class Scenes(NamedTuple):
+    """Attributes:
+
+    images: of all cameras.
+    proprio: of the robot.
+    instruction: index into the task's instructions.
+    positions: (x, y) of the objects in metres, from left to right: colours and names do not decide the order.
+    held: whether the gripper holds one of them.
+    masks: where ``Tabletop.parts`` are seen: the hand, the named object and, where the task has one, the named goal.
+    """
+
+    images: UInt8[np.ndarray, "N V H W 3"]
+    proprio: Float[np.ndarray, "N P"]
+    instruction: Int[np.ndarray, "N"]
+    positions: Float[np.ndarray, "N D"]
+    held: Bool[np.ndarray, "N"]
+    masks: Bool[np.ndarray, "N M V H W"]
+
+
+@functools.cache  # several models are looked at on the same scenes
+def draw_scenes(task: str, image_size: int, count: int, seed: int) -> Scenes:
+    """One random moment of each of ``count`` episodes."""
+    env = Tabletop(task, image_size=image_size)
+
+    def run(keys: Array, times: Array):
+        states = jax.vmap(env.reset)(keys)
+        resting = jax.vmap(env.facts)(states).objects[..., 2]
+
+        def step(states, _):
+            seen = jax.vmap(env.stage)(states), jax.vmap(env.facts)(states), jax.vmap(env.proprio)(states)
+            return jax.vmap(env.step)(states, jax.vmap(env.expert)(states)), seen
+
+        _, seen = jax.lax.scan(step, states, length=env.episode_steps)
+        stage, facts, proprio = jax.tree.map(lambda x: x[times, jnp.arange(len(times))], seen)
+        lifted = facts.objects[..., 2] > resting + _HELD_HEIGHT
+        near = jnp.linalg.norm(facts.objects - facts.tcp[:, None], axis=-1) < _HELD_DISTANCE
+        places = jnp.take_along_axis(facts.objects, jnp.argsort(facts.objects[..., 1])[..., None], 1)[..., :2]
+        return (
+            jax.vmap(env.draw)(stage),
+            proprio,
+            states.instruction,
+            places.reshape(len(times), -1),
+            (lifted & near).any(-1),
+            jax.vmap(env.masks)(stage, states.layout),
+        )
+
+    run = compilation.jit(run)
+    rng, parts = np.random.default_rng(seed), []
+    for batch in range(-(-count // _BATCH)):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), batch), _BATCH)
+        parts.append(jax.tree.map(np.asarray, run(keys, jnp.asarray(rng.integers(env.episode_steps, size=_BATCH)))))
+    return Scenes(*(np.concatenate(column)[:count] for column in zip(*parts, strict=True)))
