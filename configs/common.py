@@ -24,6 +24,9 @@ def get_config() -> ConfigDict:
     config.demos.wander_steps = 10  # the arm goes some way to a random place before an episode begins
     config.demos.hold_steps = 8  # an episode ends so many steps after its instruction holds for good
     config.demos.action_noise = 0.15  # standard deviation, in units of the largest action
+    # What objects of each colour look like: {"red": ("cube", "cylinder"), ...}, out of cube, cylinder and sphere; what
+    # is not named is an unseen combination to `wam evaluate --robustness`. Empty: the task's own shape.
+    config.demos.object_shapes = ConfigDict()
     config.demos.depth = False  # also write depth pictures, as cameras front_depth and wrist_depth
 
     config.data = ConfigDict()
@@ -145,5 +148,6 @@ def get_config() -> ConfigDict:
     config.evaluation.candidates = 1  # chunks to choose from by predicted value; 1: no choice
     config.evaluation.films = 6  # rollouts shown in the report, for each task
     config.evaluation.seed = 1000
+    config.evaluation.robustness_episodes = 64  # under each changed condition, for --robustness
     config.evaluation.grounding_scenes = 64  # of each task, for --grounding
     return config

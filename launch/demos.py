@@ -1,6 +1,7 @@
 """`wam demos`: the simulator's experts at work, as RLDS on disk."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from launch import devices
 from launch.config import ConfigError, load_config
 from wam_jax import console
 from wam_jax.sim.demonstrations import Demonstrations, generate_batches, steps_to_success
+from wam_jax.sim.scene import OBJECT_COLORS, SHAPES
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import TASK_NAMES
 
@@ -66,7 +68,8 @@ def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
             raise ConfigError(f"{folder} was made without depth; choose another folder, or delete this one")
         console.log(f"{name}: found in {folder}")
         return folder
-    env = Tabletop(task, image_size=config.data.image_size[0])
+    shapes = object_shapes(config.demos.object_shapes)
+    env = Tabletop(task, image_size=config.data.image_size[0], varied=bool(shapes))
     sizes = dict.fromkeys(dataset_cameras(env, config.demos.depth), tuple(config.data.image_size))
     splits = {"train": episodes, "val": config.demos.validation_episodes}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +86,7 @@ def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
                 wander_steps=config.demos.wander_steps,
                 batch_size=_BATCH,
                 depth=config.demos.depth,
+                shapes=shapes,
             )
             for batch in console.progress(batches, f"{name} {split}", total=-(-count // _BATCH)):
                 successes.append(np.asarray(batch.success[:, -1]))
@@ -90,6 +94,25 @@ def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
     rate = np.concatenate(successes).mean()
     console.log(f"{name}: {len(lengths)} episodes of {np.mean(lengths):.0f} steps, expert success {rate:.3f}")
     return folder
+
+
+def object_shapes(named: Mapping[str, Sequence[str]]) -> tuple[tuple[int, ...], ...]:
+    """Of each colour, the numbers of the shapes that its objects may have; empty where none are named.
+
+    Raises:
+      ConfigError: for an unknown colour or shape, or a colour without any.
+    """
+    if not named:
+        return ()
+    for color, shapes in named.items():
+        if color not in OBJECT_COLORS or not shapes or any(shape not in SHAPES for shape in shapes):
+            raise ConfigError(
+                f"config.demos.object_shapes has {color}: {tuple(shapes)}; colours are {', '.join(OBJECT_COLORS)} and "
+                f"shapes {', '.join(SHAPES)}"
+            )
+    if missing := [color for color in OBJECT_COLORS if color not in named]:
+        raise ConfigError(f"config.demos.object_shapes names no shape of {missing[0]} objects")
+    return tuple(tuple(SHAPES.index(shape) for shape in named[color]) for color in OBJECT_COLORS)
 
 
 def dataset_cameras(env: Tabletop, depth: bool) -> tuple[str, ...]:

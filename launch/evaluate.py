@@ -13,8 +13,10 @@ from ml_collections import ConfigDict
 from launch import devices
 from launch.config import ConfigError, load_config
 from launch.data import encode_text
+from launch.demos import object_shapes
 from launch.grounding import ground, ground_films
 from wam_jax import console
+from wam_jax.evaluation import robustness
 from wam_jax.evaluation.closed_loop_report import COLUMNS, add_closed_loop, result_rows
 from wam_jax.evaluation.grounding_report import (
     ATTENTION_COLUMNS,
@@ -24,8 +26,9 @@ from wam_jax.evaluation.grounding_report import (
     sensitivity_rows,
 )
 from wam_jax.evaluation.report import Report, write_summary
+from wam_jax.evaluation.robustness import add_robustness, evaluate_robustness
 from wam_jax.evaluation.success import EvaluationConfig, TaskResult, TaskText, evaluate_task
-from wam_jax.sim.tasks import TASK_NAMES, instruction_text
+from wam_jax.sim.tasks import TASK_NAMES, wordings
 from wam_jax.training.restore import Trained, load_trained
 from wam_jax.types import Text
 
@@ -35,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASK_NAMES, help="default: what the model was trained on")
     parser.add_argument("--config", default="configs/common.py", help="devices and numbers (default: %(default)s)")
     parser.add_argument("--grounding", action="store_true", help="also what actions look at and depend on, with films")
+    parser.add_argument("--robustness", action="store_true", help="also success under changed conditions")
     parser.add_argument("--out", type=Path, help="folder for the report (default: CHECKPOINT/evaluation)")
 
 
@@ -53,6 +57,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     console.table("Closed-loop evaluation", COLUMNS, result_rows(results))
     if args.grounding:
         summary["grounding"] = report_grounding(report, config, trained, results)
+    if args.robustness:
+        summary["robustness"] = report_robustness(report, config, trained, tasks, mesh)
     write_summary(out, summary)
     console.log(f"wrote {report.write(out)}")
 
@@ -91,20 +97,36 @@ def report_grounding(
     return {task: grounding.summary() for task, grounding in found.items()}
 
 
-def described_task(config: Mapping[str, Any], task: str) -> TaskText:
+def report_robustness(
+    report: Report, config: ConfigDict, trained: Trained, tasks: Sequence[str], mesh: Mesh
+) -> dict[str, Any]:
+    """Success under changed conditions, into the report, the console and a summary."""
+    told, settings = trained.meta["config"], EvaluationConfig(**config.evaluation)
+    results = [
+        evaluate_robustness(described_task(told, task, every_wording=True), trained, settings, mesh) for task in tasks
+    ]
+    add_robustness(report, results)
+    console.table("Success under changed conditions", robustness.COLUMNS, robustness.rows(results))
+    return {result.task: result.summary() for result in results}
+
+
+def described_task(config: Mapping[str, Any], task: str, every_wording: bool = False) -> TaskText:
     """A task as a model meets it that was trained with ``config``.
 
     Its robot is the one that the task's demonstrations were said to be of; the first, for a task that was not trained.
+    ``every_wording``: with the instructions in the demonstrations' words, then in all others.
     """
     tasks, embodiments = config["demos"]["tasks"], config["data"].get("embodiments") or []
     robot = embodiments[tasks.index(task)] if embodiments and task in tasks else 0
-    return TaskText(name=task, text=task_text(config, task), embodiment=robot)
+    shapes = object_shapes(config["demos"].get("object_shapes", {}))
+    return TaskText(name=task, text=task_text(config, task, every_wording), embodiment=robot, shapes=shapes)
 
 
-def task_text(config: Mapping[str, Any], task: str) -> Text:
+def task_text(config: Mapping[str, Any], task: str, every_wording: bool = False) -> Text:
     """Features of a task's instructions, in the environment's order."""
     data = config["data"]
-    table = encode_text(list(instruction_text(task)), data["text_encoder"], data["text_tokens"])
+    said = [text for wording in wordings(task)[: None if every_wording else 1] for text in wording]
+    table = encode_text(said, data["text_encoder"], data["text_tokens"])
     return Text(features=jnp.asarray(table.features), mask=jnp.asarray(table.mask))
 
 

@@ -127,6 +127,7 @@ def stage(data: mujoco.MjData, pose: tuple[np.ndarray, np.ndarray], lamp: np.nda
         "geom_color": colors,
         "light": tabletop().light_pos[0] + lamp,
         "brightness": brightness,
+        "checker": scene.CHECKER_DARK,
         "camera_position": pose[0][None],
         "camera_rotation": pose[1][None],
     }

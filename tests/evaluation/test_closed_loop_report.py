@@ -21,6 +21,7 @@ def make_result() -> TaskResult:
     recording = Recording(
         frames=rng.integers(0, 255, (STEPS, EPISODES, 2, 16, 16, 3), np.uint8),
         imagined=rng.integers(0, 255, (STEPS // EXECUTE, EPISODES, 1, 2, 16, 16, 3), np.uint8),
+        proprio=np.zeros((STEPS, EPISODES, 7)),
         success=np.array([True, False]),
         instruction=np.array([1, 0]),
     )

@@ -143,6 +143,29 @@ def bars(rates: Mapping[str, Rate], title: str, xlabel: str = "success") -> byte
     return _save_chart(figure)
 
 
+def radar(series: Mapping[str, Mapping[str, float]], title: str) -> bytes:
+    """Shares in [0, 1] on spokes as PNG: one outline a name, one spoke an axis."""
+    figure = Figure(figsize=(5.0, 4.2), layout="constrained")
+    axes = figure.add_subplot(projection="polar")
+    axes.set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold")
+    names = list(next(iter(series.values())))
+    angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
+    for index, (name, values) in enumerate(series.items()):
+        around = [*(values[axis] for axis in names), values[names[0]]]
+        color = _SERIES[index % len(_SERIES)]
+        axes.plot([*angles, angles[0]], around, label=name, color=color, linewidth=2)
+        axes.fill([*angles, angles[0]], around, color=color, alpha=0.12)
+    axes.set_xticks(angles, names)
+    axes.set_ylim(0, 1)
+    axes.set_yticks([0.25, 0.5, 0.75, 1.0])
+    axes.tick_params(colors=_INK, labelsize=9)
+    axes.grid(color=_INK, alpha=0.35, linewidth=0.8)
+    axes.spines["polar"].set_color(_INK)
+    if len(series) > 1:
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=9, loc="lower right", bbox_to_anchor=(1.25, -0.1))
+    return _save_chart(figure)
+
+
 def matrix(values: Float[np.ndarray, "r c"], title: str, rows: str, columns: str) -> bytes:
     """A matrix of shares in [0, 1] as a coloured chart with its numbers, as PNG."""
     figure, axes = _chart(title, (max(3.0, 1.2 + 0.55 * values.shape[1]), 1.2 + 0.42 * values.shape[0]))

@@ -7,7 +7,7 @@ the policy at its random start, random actions, and the scripted expert.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from wam_jax.policy import Policy, PolicyParams
 from wam_jax.sharding import batch_sharding, replicated
 from wam_jax.sim.rollout import Recording, Trace, WamParams, draw, imagine, rollout, scripted_actor, wam_actor
 from wam_jax.sim.tabletop import Tabletop
+from wam_jax.sim.variation import Variation
 from wam_jax.training.restore import Trained
 from wam_jax.types import Text
 
@@ -35,6 +36,7 @@ class EvaluationConfig:
     candidates: chunks drawn for each observation; a model with a value stream takes the one it values most.
     films: rollouts to record.
     seed: of the episodes; no training or tuning should use the same.
+    robustness_episodes: under each changed condition, the first of ``episodes``.
     grounding_scenes: moments of each task that diagnostics of what actions look at are made on.
     """
 
@@ -44,6 +46,7 @@ class EvaluationConfig:
     candidates: int = 1
     films: int = 6
     seed: int = 1000
+    robustness_episodes: int = 64
     grounding_scenes: int = 64
 
 
@@ -90,11 +93,21 @@ class TaskText:
       name: of the task.
       text: features of every instruction of the task, in the environment's order.
       embodiment: which of the model's robots the simulator's is.
+      shapes: of each of ``OBJECT_COLORS``, the shapes of its objects in the demonstrations (``Variation``'s numbers);
+        empty: the task's own.
     """
 
     name: str
     text: Text
     embodiment: int = 0
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+
+class Episodes(NamedTuple):
+    """What decides the starts of episodes: their keys, and how their objects look (None: as ever)."""
+
+    keys: jax.Array
+    looks: Variation | None
 
 
 def evaluate_task(task: TaskText, trained: Trained, config: EvaluationConfig, mesh: Mesh) -> TaskResult:
@@ -106,15 +119,15 @@ def evaluate_task(task: TaskText, trained: Trained, config: EvaluationConfig, me
       config: numbers.
       mesh: episodes are spread over its devices.
     """
-    env, keys = Tabletop(task.name, image_size=trained.image_size), _episode_keys(config)
+    env, episodes = task_env(task, trained.image_size), episodes_of(task, config)
     policy = dataclasses.replace(trained.policy, candidates=config.candidates)
     policy_run = rollout(env, wam_actor(env, policy, config.execute), env.episode_steps)
     scripted_run = rollout(env, scripted_actor(env), env.episode_steps)
-    informed = _informed(task, trained.params)
-    misinformed = dataclasses.replace(informed, misinform=jnp.asarray(True))
-    untrained = _informed(task, trained.untrained())
+    told = informed(task, trained.params)
+    misinformed = dataclasses.replace(told, misinform=jnp.asarray(True))
+    untrained = informed(task, trained.untrained())
     plan: list[tuple[str, Callable, Any]] = [
-        ("trained", policy_run, informed),
+        ("trained", policy_run, told),
         ("wrong_instruction", policy_run, misinformed),
         ("untrained", policy_run, untrained),
         ("random", scripted_run, jnp.asarray(1.0)),
@@ -122,8 +135,8 @@ def evaluate_task(task: TaskText, trained: Trained, config: EvaluationConfig, me
     ]
     controllers, seconds, traces = {}, {}, {}
     for name, run, params in console.progress(plan, f"evaluate {task.name}"):
-        controllers[name], seconds[name], traces[name] = _run(run, params, keys, config, mesh)
-    recording, seconds["frame"] = _record(env, trained.policy, informed, traces["trained"], config)
+        controllers[name], seconds[name], traces[name] = _run(run, params, episodes, config, mesh)
+    recording, seconds["frame"] = _record(env, trained.policy, told, traces["trained"], config)
     return TaskResult(
         task=task.name,
         controllers=controllers,
@@ -135,8 +148,8 @@ def evaluate_task(task: TaskText, trained: Trained, config: EvaluationConfig, me
 
 def policy_outcomes(task: TaskText, trained: Trained, config: EvaluationConfig, mesh: Mesh) -> Controlled:
     """What the trained policy alone does, on the same episodes as in ``evaluate_task``."""
-    run, keys = _policy_run(task, trained.policy, trained.image_size, config)
-    return _run(run, _informed(task, trained.params), keys, config, mesh)[0]
+    run, episodes = _policy_run(task, trained.policy, trained.image_size, config)
+    return _run(run, informed(task, trained.params), episodes, config, mesh)[0]
 
 
 def closed_loop_score(
@@ -149,33 +162,49 @@ def closed_loop_score(
     runs = [(task, *_policy_run(task, policy, image_size, config)) for task in tasks]
 
     def score(params: PolicyParams) -> float:
-        outcomes = [_run(run, _informed(task, params), keys, config, mesh)[0] for task, run, keys in runs]
+        outcomes = [_run(run, informed(task, params), episodes, config, mesh)[0] for task, run, episodes in runs]
         return float(np.mean([outcome.success.mean() for outcome in outcomes]))
 
     return score
 
 
-def _policy_run(
-    task: TaskText, policy: Policy, image_size: int, config: EvaluationConfig
-) -> tuple[Callable, jax.Array]:
-    """The policy's rollout, compiled at its first call, and the keys of the episodes."""
-    env = Tabletop(task.name, image_size=image_size)
+def _policy_run(task: TaskText, policy: Policy, image_size: int, config: EvaluationConfig) -> tuple[Callable, Episodes]:
+    """The policy's rollout, compiled at its first call, and the episodes."""
+    env = task_env(task, image_size)
     policy = dataclasses.replace(policy, candidates=config.candidates)
-    return rollout(env, wam_actor(env, policy, config.execute), env.episode_steps), _episode_keys(config)
+    return rollout(env, wam_actor(env, policy, config.execute), env.episode_steps), episodes_of(task, config)
 
 
-def _episode_keys(config: EvaluationConfig) -> jax.Array:
-    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), config.episodes)
+def task_env(task: TaskText, image_size: int) -> Tabletop:
+    """The scene in which its demonstrations were made."""
+    return Tabletop(task.name, image_size=image_size, varied=bool(task.shapes))
 
 
-def _informed(task: TaskText, params: PolicyParams) -> WamParams:
+def shapes_of_training(shapes: Sequence[Sequence[int]], count: int, seed: int) -> Variation | None:
+    """The looks of so many episodes, drawn as for demonstrations; None where objects have their own."""
+    if not shapes:
+        return None
+    rng = np.random.default_rng(seed)
+    neutral = jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), Variation())
+    drawn = np.stack([rng.choice(np.array(own, np.int32), count) for own in shapes], 1)
+    return dataclasses.replace(neutral, object_shapes=drawn)
+
+
+def episodes_of(task: TaskText, config: EvaluationConfig) -> Episodes:
+    """Of a task, whatever controls them."""
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), config.episodes)
+    return Episodes(keys, shapes_of_training(task.shapes, config.episodes, config.seed))
+
+
+def informed(task: TaskText, params: PolicyParams) -> WamParams:
+    """A policy that is told the truth about the task."""
     return WamParams(
         policy=params, text=task.text, embodiment=jnp.asarray(task.embodiment), misinform=jnp.asarray(False)
     )
 
 
 def _run(
-    run: Callable, params: Any, keys: jax.Array, config: EvaluationConfig, mesh: Mesh
+    run: Callable, params: Any, episodes: Episodes, config: EvaluationConfig, mesh: Mesh
 ) -> tuple[Controlled, float, Trace]:
     """Outcomes of all episodes, the seconds that one batch took once compiled, and the first batch's trace."""
     params = jax.tree.map(lambda x: _on_mesh(x, mesh), params)
@@ -184,10 +213,10 @@ def _run(
     first: Trace | None = None
     for start in range(0, config.episodes, size):
         rows = np.arange(start, start + size) % config.episodes  # the last batch wraps around instead of recompiling
-        part = jax.device_put(keys[rows], batch_sharding(mesh))
+        part, own = jax.device_put(jax.tree.map(lambda x, r=rows: x[r], episodes), batch_sharding(mesh))
         key = jax.random.fold_in(jax.random.key(config.seed), start + 1)
         began = time.monotonic()
-        trace = jax.block_until_ready(run(params, part, key))
+        trace = jax.block_until_ready(run(params, part, key, own))
         seconds.append(time.monotonic() - began)
         kept = min(size, config.episodes - start)
         success.append(np.asarray(trace.outcome.success)[-1, :kept])

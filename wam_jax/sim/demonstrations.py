@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float32, Int32, Int64, PRNGKeyArray, UInt8
 from wam_jax.sim.compilation import jit
 from wam_jax.sim.control import ACTION_SCALE
 from wam_jax.sim.tabletop import SimState, Tabletop
+from wam_jax.sim.variation import Variation
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +50,7 @@ def generate(
     action_noise: float = 0.15,
     wander_steps: int = 0,
     depth: bool = False,
+    shapes: tuple[tuple[int, ...], ...] = (),
 ) -> Demonstrations:
     """Runs the expert, a pure function of ``key``.
 
@@ -57,16 +59,32 @@ def generate(
       wander_steps: steps before the first recorded one, in which the arm goes some way towards a random place. An
         expert that always starts at home leaves no example of how to come back from beside its path.
       depth: whether to draw depth pictures too.
+      shapes: of each of ``OBJECT_COLORS``, the ``Variation.object_shapes`` that its objects are drawn from; empty:
+        their own. Needs ``Tabletop(varied=True)``.
     """
-    return _generate(env, key, num_episodes, num_steps, action_noise, wander_steps, depth)
+    return _generate(env, key, num_episodes, num_steps, action_noise, wander_steps, depth, shapes)
 
 
-@functools.partial(jit, static_argnums=(0, 2, 3, 5, 6))
+@functools.partial(jit, static_argnums=(0, 2, 3, 5, 6, 7))
 def _generate(
-    env: Tabletop, key: PRNGKeyArray, num_episodes: int, num_steps: int, action_noise, wander_steps: int, depth: bool
+    env: Tabletop,
+    key: PRNGKeyArray,
+    num_episodes: int,
+    num_steps: int,
+    action_noise,
+    wander_steps: int,
+    depth: bool,
+    shapes: tuple[tuple[int, ...], ...],
 ) -> Demonstrations:
     reset_key, noise_key = jax.random.split(key)
-    states = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
+    starts = jax.random.split(reset_key, num_episodes)
+    if shapes:
+        keys = jax.random.split(jax.random.fold_in(key, 3), len(shapes))
+        drawn = [jax.random.choice(k, jnp.array(own), (num_episodes,)) for k, own in zip(keys, shapes, strict=True)]
+        look = jnp.stack(drawn, 1)
+        states = jax.vmap(lambda key, look: env.reset(key, Variation(object_shapes=look)))(starts, look)
+    else:
+        states = jax.vmap(env.reset)(starts)
     if wander_steps:
         states = wander(env, states, jax.random.fold_in(key, 2), wander_steps)
 
@@ -116,17 +134,19 @@ def generate_batches(
     wander_steps: int = 0,
     batch_size: int = 128,
     depth: bool = False,
+    shapes: tuple[tuple[int, ...], ...] = (),
 ) -> Iterator[Demonstrations]:
     """Yields ``num_episodes`` in batches; episode i is the same however many are asked for.
 
     Args:
       num_steps: of each episode; the task's ``expert_steps`` by default.
       batch_size: episodes that one compiled program runs at a time; the last batch is cut, not compiled anew.
-      depth: whether to draw depth pictures too.
+      depth, shapes: as in ``generate``.
     """
+    steps = num_steps or env.expert_steps
     for index, start in enumerate(range(0, num_episodes, batch_size)):
         batch_key = jax.random.fold_in(key, index)
-        batch = generate(env, batch_key, batch_size, num_steps or env.expert_steps, action_noise, wander_steps, depth)
+        batch = generate(env, batch_key, batch_size, steps, action_noise, wander_steps, depth, shapes)
         left = num_episodes - start
         yield batch if left >= batch_size else jax.tree.map(lambda x, n=left: x[:n], batch)
 

@@ -23,7 +23,6 @@ FARTHEST_DEPTH = 1.5  # metres, white in a depth picture; the cameras at rest se
 
 _SKY_COLOR = (0.8, 0.9, 1.0)
 _CHECKER_SQUARES_PER_METRE = 10
-_CHECKER_DARK = 0.88
 _AMBIENT, _DIFFUSE, _HEAD_LIGHT = 0.3, 0.55, 0.15
 _SHADOW = 0.25  # share of the diffuse light that stays in a shadow
 _SHADOW_OFFSET = 1e-3  # metres off the surface, so that it does not shade itself
@@ -67,6 +66,7 @@ class Stage:
     geom_color: Float[Array, "*B N 3"]
     light: Float[Array, "*B 3"]
     brightness: Float[Array, "*B"]
+    checker: Float[Array, "*B"]
     camera_position: Float[Array, "*B V 3"]
     camera_rotation: Float[Array, "*B V 3 3"]
 
@@ -186,7 +186,7 @@ def _surface(view: View, stage: Stage, hits: Hits, point: Vector) -> tuple[Vecto
     outward = (jnp.zeros_like(kind),) * 3
     for present in sorted(set(view.kinds)):
         outward = _select(kind == present, primitives.normal(present, size, local), outward)
-    tint = jnp.where(kind == PLANE, _checker(point), 1.0)
+    tint = jnp.where(kind == PLANE, _checker(point, stage.checker), 1.0)
     return _transform(rows, _barrier(outward)), tuple(value * tint for value in color)
 
 
@@ -240,10 +240,10 @@ def _nearest(
     return nearest
 
 
-def _checker(point: Vector) -> Float[Array, "R"]:
+def _checker(point: Vector, dark: Float[Array, ""]) -> Float[Array, "R"]:
     """Squares on the table: without texture a camera could not tell where it looks."""
     square = jnp.floor(point[0] * _CHECKER_SQUARES_PER_METRE) + jnp.floor(point[1] * _CHECKER_SQUARES_PER_METRE)
-    return jnp.where(square % 2 > 0.5, 1.0, _CHECKER_DARK)
+    return jnp.where(square % 2 > 0.5, 1.0, dark)
 
 
 def _rotate(rotation: Float[Array, "3 3"], vector: Vector) -> Vector:

@@ -13,6 +13,7 @@ from wam_jax.sim import compilation
 from wam_jax.sim.render import Stage
 from wam_jax.sim.tabletop import SimState, Tabletop
 from wam_jax.sim.tasks import Outcome
+from wam_jax.sim.variation import Variation
 from wam_jax.types import Observation, Text
 
 
@@ -38,7 +39,7 @@ class WamParams:
 
     Attributes:
       policy: model and tokenizer.
-      text: features of every instruction of the environment, row by row.
+      text: features of every instruction of the environment, row by row; then of other wordings of them, if any.
       embodiment: which of the model's robots the simulator's is.
       misinform: give the policy an instruction that names another object (the control for language).
     """
@@ -63,6 +64,8 @@ def wam_actor(env: Tabletop, policy: Policy, execute: int) -> Actor:
         params: WamParams, memory: Any, states: SimState, passed: Stage, key: jax.Array
     ) -> tuple[Float[Array, "N E A"], Any]:
         seen = observe(env, params, states, passed, policy.images(params.policy))
+        if env.varied:
+            seen = dataclasses.replace(seen, images=_noisy(seen.images, states.variation.pixel_noise, key))
         chunk, memory = policy.act(params.policy, memory, seen, key)
         if memory is not None and chunk.shape[1] != execute:
             raise ValueError(
@@ -85,11 +88,19 @@ def scripted_actor(env: Tabletop) -> Actor:
     return Actor(lambda params, states: None, act, 1)
 
 
+def _noisy(images: UInt8[Array, "N I V H W 3"], std: Float[Array, "N"], key: jax.Array) -> UInt8[Array, "N I V H W 3"]:
+    noise = (
+        255 * std.reshape(-1, *[1] * (images.ndim - 1)) * jax.random.normal(jax.random.fold_in(key, 1), images.shape)
+    )
+    return jnp.round(jnp.clip(images + noise, 0, 255)).astype(jnp.uint8)
+
+
 def observe(
     env: Tabletop, params: WamParams, states: SimState, passed: Stage | None = None, ages: Sequence[int] = (0,)
 ) -> Observation:
     """What the policy sees of a batch of states: images of so many steps ago, the last of now."""
     told = jnp.where(params.misinform, jax.vmap(env.wrong_instruction)(states), states.instruction)
+    told = told + states.variation.wording * len(env.instructions)
     now = jax.vmap(env.stage)(states)
     stages = [jax.tree.map(lambda x, age=age: x[-age], passed) if age else now for age in ages]
     stage = jax.tree.map(lambda *x: jnp.stack(x, 1), *stages)
@@ -119,15 +130,16 @@ class Trace:
     instruction: Int[Array, "N"]
 
 
-def rollout(env: Tabletop, actor: Actor, num_steps: int) -> Callable[[Any, Array, jax.Array], Trace]:
-    """A jitted ``run(params, episode_keys, key)``.
+def rollout(env: Tabletop, actor: Actor, num_steps: int) -> Callable[..., Trace]:
+    """A jitted ``run(params, episode_keys, key, variation=None)``.
 
     ``episode_keys`` [N] decide the starts, so that two policies can be compared on the same episodes; ``key`` is the
-    policy's own randomness.
+    policy's own randomness. ``variation`` has the conditions of each episode; None: those of training.
     """
 
-    def run(params: Any, episode_keys: Array, key: jax.Array) -> Trace:
-        states = jax.vmap(env.reset)(episode_keys)
+    def run(params: Any, episode_keys: Array, key: jax.Array, variation: Variation | None = None) -> Trace:
+        given = () if variation is None else (variation,)
+        states = jax.vmap(env.reset)(episode_keys, *given)
 
         def step(states, action):
             before = jax.vmap(env.stage)(states), jax.vmap(env.proprio)(states)

@@ -15,6 +15,11 @@ NUM_ARM_JOINTS = 7
 FINGER_TRAVEL = 0.04  # metres from closed to open, each finger
 PHYSICS_TIMESTEP = 0.004  # seconds
 TABLE_COLOR = (0.55, 0.45, 0.35)
+WALL_COLOR = (0.6, 0.7, 0.8)
+CHECKER_DARK = 0.88  # brightness of the table's dark squares over that of the others
+OBJECT_COLORS = {"red": (0.95, 0.12, 0.1), "green": (0.1, 0.8, 0.15), "blue": (0.12, 0.25, 1.0)}
+SHAPES = ("cube", "cylinder", "sphere")  # that objects may look like
+HIDDEN_HEIGHT = -5.0  # metres
 CAMERA_NAMES = ("front", "wrist")
 
 _ARM_COLOR = ".9 .9 .9 1"
@@ -122,6 +127,11 @@ def marker(name: str, geom: str) -> str:
     return f'<body name="{name}" mocap="true"><geom name="{name}" {geom}/></body>'
 
 
+def hidden(name: str, geom: str) -> str:
+    """A geom that is seen only where a picture's stage puts it; till then it is under the table."""
+    return f'<geom name="{name}" {geom} pos="0 0 {HIDDEN_HEIGHT}"/>'
+
+
 def build_model(bodies: list[str]) -> mujoco.MjModel:
     """The robot at its table, with a task's ``bodies`` (XML of :func:`cube` and :func:`marker`).
 
@@ -133,7 +143,7 @@ def build_model(bodies: list[str]) -> mujoco.MjModel:
       <camera name="front" pos="1.15 0 .75" xyaxes="0 1 0 -.72 0 .69" fovy="30"/>
       <geom name="table" type="plane" size="0 0 .1" rgba="{" ".join(map(str, TABLE_COLOR))} 1"
             contype="1" conaffinity="2"/>
-      <geom name="wall" type="box" size=".02 .6 .3" pos="-.3 0 .3" rgba=".6 .7 .8 1"/>
+      <geom name="wall" type="box" size=".02 .6 .3" pos="-.3 0 .3" rgba="{" ".join(map(str, WALL_COLOR))} 1"/>
       {_arm()}
       {"".join(bodies)}
     </worldbody>{_actuators()}</mujoco>""")

@@ -40,6 +40,7 @@ class SimState:
       applied_action: what the last step executed, which is what a data set should store as the action: motion of the
         command in units of 2.5 cm, gripper ±1. Zero motion, open, after a reset.
       variation: the conditions of the episode.
+      distractors: where they are, as far as there are any.
     """
 
     physics: mjx.Data
@@ -48,6 +49,7 @@ class SimState:
     instruction: Int32[Array, ""]
     applied_action: Float32[Array, "4"]
     variation: Variation
+    distractors: Float32[Array, "d 3"]
 
 
 class Tabletop:
@@ -57,13 +59,14 @@ class Tabletop:
     action_size = 4
     proprio_size = 7
 
-    def __init__(self, task: str, image_size: int = 64, impl: str = "jax"):
+    def __init__(self, task: str, image_size: int = 64, impl: str = "jax", varied: bool = False):
         """Builds the scene.
 
         Args:
           task: one of ``TASK_NAMES``.
           image_size: pixels a side, of both cameras.
           impl: MJX implementation, "jax" (any platform) or "warp" (NVIDIA GPUs).
+          varied: whether variations may change shapes and show distractors; pictures then take a third longer.
 
         Raises:
           ValueError: the task or the implementation is unknown.
@@ -77,8 +80,19 @@ class Tabletop:
         self.expert_steps = self._task.expert_steps
         self.wander_box = self._task.wander_box
         self.image_size = image_size
-        self.model = tasks.build_model(self._task)
+        self.varied = varied
+        self.model = tasks.build_model(self._task, varied)
         self.object_geoms = np.array([self.model.geom(f"object{i}").id for i in range(self._task.num_objects)])
+        # Of each shape, the geoms that stand for the objects.
+        self._looks = {
+            index: self.object_geoms
+            if shape == self._task.object_shape
+            else np.array([self.model.geom(f"{shape}{i}").id for i in range(self._task.num_objects)])
+            for index, shape in enumerate(scene.SHAPES)
+            if varied or shape == self._task.object_shape
+        }
+        names = [f"distractor{k}" for k in range(tasks.MOST_DISTRACTORS)] if varied else []
+        self._distractors = np.array([self.model.geom(name).id for name in names], int)
         self.goal_geoms = np.array([self.model.geom(f"goal{i}").id for i in range(self._task.num_goals)], int)
         self.hand_geoms = np.array([self.model.geom(name).id for name in ("hand", "finger_left", "finger_right")])
         self.parts = ("hand", "object", "goal") if self._task.num_goals else ("hand", "object")
@@ -96,6 +110,7 @@ class Tabletop:
     def reset(self, key: PRNGKeyArray, variation: Variation = Variation()) -> SimState:
         """A new episode: layout, colours, instruction and arm posture drawn from ``key``."""
         layout_key, arm_key = jax.random.split(key)
+        distractor_key = jax.random.fold_in(key, 2)
         layout = tasks.sample_layout(self._task, layout_key)
         shift = jnp.asarray(variation.layout_shift)
         layout = dataclasses.replace(layout, object_xy=layout.object_xy + shift, goal_xy=layout.goal_xy + shift)
@@ -110,6 +125,7 @@ class Tabletop:
             instruction=tasks.instruction_index(self._task, named_color, layout.named_goal).astype(jnp.int32),
             applied_action=jnp.array([0.0, 0.0, 0.0, 1.0]),
             variation=jax.tree.map(jnp.asarray, variation),
+            distractors=tasks.place_distractors(self._task, distractor_key, layout),
         )
 
     def step(self, state: SimState, action: Float[Array, "4"]) -> SimState:
@@ -154,7 +170,8 @@ class Tabletop:
     def masks(self, stage: Stage, layout: Layout) -> Bool[Array, "M V H W"]:
         """Where each of ``parts`` is seen: the hand, the named object, the named goal."""
         seen = jnp.stack([geometry(view, hits)[0] for view, hits in self._cast(stage)])
-        parts = [jnp.isin(seen, self.hand_geoms), seen == jnp.asarray(self.object_geoms)[layout.named_object]]
+        looks = jnp.asarray(list(self._looks.values()))[:, layout.named_object]
+        parts = [jnp.isin(seen, self.hand_geoms), jnp.isin(seen, looks)]
         if self._task.num_goals:
             parts.append(seen == jnp.asarray(self.goal_geoms)[layout.named_goal])
         return jnp.stack(parts)
@@ -214,22 +231,43 @@ class Tabletop:
     def stage(self, state: SimState) -> Stage:
         """What the ray caster needs of a state."""
         physics = state.physics
-        palette = jnp.array(list(tasks.OBJECT_COLORS.values()))
         color = jnp.asarray(self.model.geom_rgba[:, :3], jnp.float32)
-        color = color.at[self.object_geoms].set(palette[state.layout.object_colors])
+        painted = state.variation.object_colors[state.layout.object_colors]
+        for geoms in self._looks.values():
+            color = color.at[geoms].set(painted)
         color = color.at[self.model.geom("table").id].set(state.variation.table_color)
+        color = color.at[self.model.geom("wall").id].set(state.variation.wall_color)
+        position = physics.geom_xpos
+        rotation = physics.geom_xmat.reshape(-1, 3, 3)
+        if self.varied:
+            position, rotation = self._varied_looks(state, position, rotation)
         poses = [self._camera_pose(state, index) for index in range(len(self.cameras))]
         stage = Stage(
-            geom_position=physics.geom_xpos,
-            geom_rotation=physics.geom_xmat.reshape(-1, 3, 3),
+            geom_position=position,
+            geom_rotation=rotation,
             geom_color=color,
             light=jnp.asarray(self.model.light_pos[0], jnp.float32) + state.variation.light_shift,
             brightness=state.variation.brightness,
+            checker=state.variation.checker,
             camera_position=jnp.stack([position for position, _ in poses]),
             camera_rotation=jnp.stack([rotation for _, rotation in poses]),
         )
         # Without the barrier XLA works these few numbers out again at every pixel.
         return jax.lax.optimization_barrier(stage)
+
+    def _varied_looks(
+        self, state: SimState, position: Float[Array, "N 3"], rotation: Float[Array, "N 3 3"]
+    ) -> tuple[Float[Array, "N 3"], Float[Array, "N 3 3"]]:
+        """Each object in its shape, and distractors; what is not to be seen is under the table."""
+        away = jnp.array([0.0, 0.0, scene.HIDDEN_HEIGHT])
+        shape = state.variation.object_shapes[state.layout.object_colors]
+        shape = jnp.where(shape < 0, scene.SHAPES.index(self._task.object_shape), shape)[:, None]
+        places, turned = position[self.object_geoms], rotation[self.object_geoms]
+        for index, geoms in self._looks.items():
+            position = position.at[geoms].set(jnp.where(shape == index, places, away))
+            rotation = rotation.at[geoms].set(turned)
+        shown = jnp.arange(tasks.MOST_DISTRACTORS)[:, None] < state.variation.distractors
+        return position.at[self._distractors].set(jnp.where(shown, state.distractors, away)), rotation
 
     def _camera_pose(self, state: SimState, index: int) -> tuple[Float[Array, "3"], Float[Array, "3 3"]]:
         """Position (metres) and axes (columns) of a camera, from the body that carries it."""

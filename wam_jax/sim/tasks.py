@@ -12,8 +12,8 @@ import mujoco
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from wam_jax.sim import scene
+from wam_jax.sim.scene import OBJECT_COLORS
 
-OBJECT_COLORS = {"red": (0.95, 0.12, 0.1), "green": (0.1, 0.8, 0.15), "blue": (0.12, 0.25, 1.0)}
 GOAL_COLORS = {"yellow": (1.0, 0.9, 0.1), "purple": (0.6, 0.15, 0.75)}
 
 REACH_RADIUS = 0.03  # metres between tcp and sphere
@@ -26,6 +26,10 @@ _SPHERE_RADIUS = 0.03
 _CUBE_HALF_SIZE = 0.022
 _GOAL_HALF_THICKNESS = 0.001
 _LAYOUT_CANDIDATES = 256
+MOST_DISTRACTORS = 2
+_DISTRACTOR_COLORS = ((1.0, 0.5, 0.0), (0.9, 0.3, 0.7))
+_DISTRACTOR_HEIGHT = 0.03  # metres, of the centre
+_DISTRACTOR_ROOM = 0.09  # metres to anything else
 _WANDER_TOP = 0.25  # metres
 
 
@@ -75,7 +79,7 @@ class Task:
     """A task as data.
 
     Attributes:
-      phrase: the instruction, with ``{object}`` and ``{goal}`` for colours.
+      phrases: the instruction, with ``{object}`` and ``{goal}`` for colours; then other ways to say it.
       object_shape: "sphere" (seen only) or "cube" (loose body).
       goal_colors: colours of the goals, in slot order; empty where there is none.
       goal_radius: metres, as drawn.
@@ -88,7 +92,7 @@ class Task:
       judge: ``facts -> (met bool[n, max(g, 1)], error f32[n, max(g, 1)])`` for every object and goal.
     """
 
-    phrase: str
+    phrases: tuple[str, ...]
     num_objects: int
     object_shape: str
     goal_colors: tuple[str, ...] = ()
@@ -144,7 +148,12 @@ def _judge_place(facts: Facts):
 
 TASKS = {
     "reach": Task(
-        phrase="reach the {object} sphere",
+        phrases=(
+            "reach the {object} sphere",
+            "move to the {object} ball",
+            "bring the hand to the {object} one",
+            "go and touch the round {object} thing on the table",
+        ),
         num_objects=3,
         object_shape="sphere",
         area=((0.38, -0.2), (0.66, 0.2)),
@@ -154,7 +163,12 @@ TASKS = {
         judge=_judge_reach,
     ),
     "pick_lift": Task(
-        phrase="lift the {object} cube",
+        phrases=(
+            "lift the {object} cube",
+            "pick up the {object} block",
+            "raise the {object} one off the table",
+            "take hold of the {object} thing and hold it up in the air",
+        ),
         num_objects=2,
         object_shape="cube",
         area=((0.42, -0.16), (0.62, 0.16)),
@@ -164,7 +178,12 @@ TASKS = {
         judge=_judge_pick_lift,
     ),
     "push": Task(
-        phrase="push the {object} block to the {goal} disc",
+        phrases=(
+            "push the {object} block to the {goal} disc",
+            "slide the {object} cube onto the {goal} circle",
+            "move the {object} one over to the {goal} spot",
+            "without lifting it, get the {object} thing to where the table is {goal}",
+        ),
         num_objects=2,
         object_shape="cube",
         goal_colors=("yellow",),
@@ -177,7 +196,12 @@ TASKS = {
         judge=_judge_push,
     ),
     "place": Task(
-        phrase="place the {object} cube on the {goal} plate",
+        phrases=(
+            "place the {object} cube on the {goal} plate",
+            "put the {object} block onto the {goal} dish",
+            "set the {object} one down on the {goal} disc",
+            "take the {object} thing over to the {goal} round plate and leave it there",
+        ),
         num_objects=2,
         object_shape="cube",
         goal_colors=("yellow", "purple"),
@@ -205,9 +229,15 @@ def get_task(name: str) -> Task:
 
 def instruction_text(name: str) -> tuple[str, ...]:
     """Every instruction of a task; an instruction index counts goals fastest, then object colours."""
+    return wordings(name)[0]
+
+
+def wordings(name: str) -> tuple[tuple[str, ...], ...]:
+    """The instructions of a task in every wording: first as demonstrations say them, then farther and farther off."""
     task = get_task(name)
     return tuple(
-        task.phrase.format(object=color, goal=goal) for color in OBJECT_COLORS for goal in task.goal_colors or ("",)
+        tuple(phrase.format(object=color, goal=goal) for color in OBJECT_COLORS for goal in task.goal_colors or ("",))
+        for phrase in task.phrases
     )
 
 
@@ -216,8 +246,11 @@ def instruction_index(task: Task, color: Int[Array, "*B"], goal: Int[Array, "*B"
     return color * max(task.num_goals, 1) + goal
 
 
-def build_model(task: Task) -> mujoco.MjModel:
-    """The task's scene; ``object{i}`` and ``goal{j}`` name its bodies and geoms."""
+def build_model(task: Task, varied: bool = False) -> mujoco.MjModel:
+    """The task's scene; ``object{i}`` and ``goal{j}`` name its bodies and geoms.
+
+    ``varied``: also what variations may show: objects of other ``SHAPES`` (``cylinder{i}``), and ``distractor{k}``.
+    """
     if task.object_shape == "sphere":
         sphere = f'type="sphere" size="{_SPHERE_RADIUS}"'
         objects = [scene.marker(f"object{i}", sphere) for i in range(task.num_objects)]
@@ -228,7 +261,42 @@ def build_model(task: Task) -> mujoco.MjModel:
         rgb = " ".join(map(str, GOAL_COLORS[color]))
         disc = f'type="cylinder" size="{task.goal_radius} {_GOAL_HALF_THICKNESS}" rgba="{rgb} 1"'
         goals.append(scene.marker(f"goal{slot}", disc))
-    return scene.build_model(objects + goals)
+    return scene.build_model(objects + goals + (_varied_looks(task) if varied else []))
+
+
+def _varied_looks(task: Task) -> list[str]:
+    size = task.rest_height
+    geoms = {
+        "cube": f'type="box" size="{size} {size} {size}"',
+        "cylinder": f'type="cylinder" size="{size} {size}"',
+        "sphere": f'type="sphere" size="{size}"',
+    }
+    looks = [
+        scene.hidden(f"{shape}{i}", geoms[shape])
+        for shape in scene.SHAPES
+        for i in range(task.num_objects)
+        if shape != task.object_shape
+    ]
+    shapes = f'type="sphere" size="{_DISTRACTOR_HEIGHT}"', f'type="cylinder" size=".02 {_DISTRACTOR_HEIGHT}"'
+    colors = (" ".join(map(str, color)) for color in _DISTRACTOR_COLORS)
+    return looks + [
+        scene.hidden(f"distractor{k}", f'{shape} rgba="{color} 1"')
+        for k, (shape, color) in enumerate(zip(shapes, colors, strict=True))
+    ]
+
+
+def place_distractors(task: Task, key: PRNGKeyArray, layout: Layout) -> Float[Array, "d 3"]:
+    """Places on the table for ``MOST_DISTRACTORS`` further things, apart from all there is."""
+    low, high = jnp.array(task.area[0]), jnp.array(task.area[1])
+    candidates = jax.random.uniform(key, (_LAYOUT_CANDIDATES, MOST_DISTRACTORS, 2), minval=low, maxval=high)
+    there = jnp.concatenate([layout.object_xy, layout.goal_xy])
+
+    def room(xy: Float[Array, "d 2"]) -> Float[Array, ""]:
+        to_things = jnp.linalg.norm(xy[:, None] - there[None], axis=-1).min()
+        return jnp.minimum(jnp.minimum(to_things, _least_separation(xy)) - _DISTRACTOR_ROOM, 0.0)
+
+    best = candidates[jnp.argmax(jax.vmap(room)(candidates))]
+    return jnp.pad(best, ((0, 0), (0, 1)), constant_values=_DISTRACTOR_HEIGHT)
 
 
 def sample_layout(task: Task, key: PRNGKeyArray) -> Layout:

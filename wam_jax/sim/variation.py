@@ -7,13 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.spatial.transform import Rotation
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from wam_jax.sim.scene import CAMERA_NAMES, NUM_ARM_JOINTS, TABLE_COLOR
+from wam_jax.sim.scene import CAMERA_NAMES, CHECKER_DARK, NUM_ARM_JOINTS, OBJECT_COLORS, TABLE_COLOR, WALL_COLOR
 
 
 def _constant(value: Any) -> Any:
     return np.asarray(value, np.float32)
+
+
+def _index(value: Any) -> Any:
+    return np.asarray(value, np.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -26,9 +30,17 @@ class Variation:
       camera_tilt: rotation vector about each camera's own axes, radians.
       light_shift: metres.
       brightness: factor on every pixel.
-      table_color: RGB in [0, 1].
+      table_color, wall_color: RGB in [0, 1].
+      checker: brightness of the table's dark squares over that of the others.
       arm_joint_shift: added to the arm's first joint angles, radians.
       layout_shift: added to the place of every object and goal, metres (x, y).
+      object_colors: RGB of each of ``OBJECT_COLORS``, whatever it is called.
+      object_shapes: of the objects of each of ``OBJECT_COLORS``, index into ``SHAPES``; -1: their own. They look so,
+        and feel as before. Needs ``Tabletop(varied=True)``, as do:
+      distractors: number of further things on the table, at random places: at most ``MOST_DISTRACTORS``. They are seen
+        only.
+      pixel_noise: standard deviation of Gaussian noise on what a policy sees of a pixel, in [0, 1].
+      wording: which of the task's phrases the policy is told, see ``tasks.wordings``.
     """
 
     camera_shift: Float[Array, "*B V 3"] = dataclasses.field(
@@ -40,10 +52,19 @@ class Variation:
     light_shift: Float[Array, "*B 3"] = dataclasses.field(default_factory=lambda: _constant(np.zeros(3)))
     brightness: Float[Array, "*B"] = dataclasses.field(default_factory=lambda: _constant(1.0))
     table_color: Float[Array, "*B 3"] = dataclasses.field(default_factory=lambda: _constant(TABLE_COLOR))
+    wall_color: Float[Array, "*B 3"] = dataclasses.field(default_factory=lambda: _constant(WALL_COLOR))
+    checker: Float[Array, "*B"] = dataclasses.field(default_factory=lambda: _constant(CHECKER_DARK))
     arm_joint_shift: Float[Array, "*B 7"] = dataclasses.field(
         default_factory=lambda: _constant(np.zeros(NUM_ARM_JOINTS))
     )
     layout_shift: Float[Array, "*B 2"] = dataclasses.field(default_factory=lambda: _constant(np.zeros(2)))
+    object_colors: Float[Array, "*B 3 3"] = dataclasses.field(
+        default_factory=lambda: _constant(list(OBJECT_COLORS.values()))
+    )
+    object_shapes: Int[Array, "*B 3"] = dataclasses.field(default_factory=lambda: _index(np.full(3, -1)))
+    distractors: Int[Array, "*B"] = dataclasses.field(default_factory=lambda: _index(0))
+    pixel_noise: Float[Array, "*B"] = dataclasses.field(default_factory=lambda: _constant(0.0))
+    wording: Int[Array, "*B"] = dataclasses.field(default_factory=lambda: _index(0))
 
 
 def move_camera(

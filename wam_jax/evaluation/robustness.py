@@ -1,0 +1,217 @@
+"""Success under changed conditions: axes of graded strength, the same episodes under every condition, one batched run.
+
+Seven axes as in LIBERO-Plus (arXiv 2510.13626): camera, robot's start, wording, light, background, sensor noise and
+layout; and looks that demonstrations did not have: colours, shapes, combinations of the two.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool
+
+from wam_jax import console
+from wam_jax.evaluation import media
+from wam_jax.evaluation.report import Report
+from wam_jax.evaluation.statistics import Rate
+from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, informed, shapes_of_training
+from wam_jax.sharding import batch_sharding, replicated
+from wam_jax.sim.rollout import rollout, wam_actor
+from wam_jax.sim.scene import OBJECT_COLORS, SHAPES, TABLE_COLOR, WALL_COLOR
+from wam_jax.sim.tabletop import Tabletop
+from wam_jax.sim.tasks import MOST_DISTRACTORS, get_task, wordings
+from wam_jax.sim.variation import Variation
+from wam_jax.training.restore import Trained
+
+STRENGTHS = (1 / 3, 2 / 3, 1.0)
+NOMINAL = "nominal"
+# Changes of a batch of N episodes: (N, strength, rng) -> fields of ``Variation`` with N rows.
+Change = Callable[[int, float, np.random.Generator], dict[str, np.ndarray]]
+
+
+def _direction(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    x = rng.normal(size=shape)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _camera(count: int, strength: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Up to 6 cm and 9 degrees, of the front camera; half of that at the wrist."""
+    size = strength * np.array([1.0, 0.5])[:, None]
+    return {
+        "camera_shift": 0.06 * size * _direction(rng, count, 2, 3),
+        "camera_tilt": 0.15 * size * _direction(rng, count, 2, 3),
+    }
+
+
+def _robot(count: int, strength: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Joints up to 0.25 radians elsewhere, twice the spread of training."""
+    return {"arm_joint_shift": strength * rng.uniform(-0.25, 0.25, (count, 7))}
+
+
+def _light(count: int, strength: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A lamp up to 1.2 m away from its place, and pictures up to half as bright or half as bright again."""
+    shift = 1.2 * strength * _direction(rng, count, 3)
+    shift[:, 2] = np.abs(shift[:, 2])
+    return {"light_shift": shift, "brightness": 1 + 0.5 * strength * rng.choice([-1, 1], count)}
+
+
+def _background(count: int, strength: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Table and wall on the way to random colours, and the table's squares to black and white."""
+    mixed = {
+        name: (1 - strength) * np.array(color) + strength * rng.uniform(0.1, 0.9, (count, 3))
+        for name, color in (("table_color", TABLE_COLOR), ("wall_color", WALL_COLOR))
+    }
+    return {**mixed, "checker": np.full(count, 0.88 - 0.5 * strength)}
+
+
+def _noise(count: int, strength: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Gaussian, up to 0.15 of the full range."""
+    return {"pixel_noise": np.full(count, 0.15 * strength)}
+
+
+def _layout(count: int, strength: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Everything up to 4 cm away, and further things on the table."""
+    return {
+        "layout_shift": 0.04 * strength * _direction(rng, count, 2),
+        "distractors": np.full(count, round(strength * MOST_DISTRACTORS)),
+    }
+
+
+def _color(count: int, strength: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Every object paler or darker, up to half way to white or black: unseen looks that keep their names."""
+    palette = np.array(list(OBJECT_COLORS.values()))
+    other = rng.choice([0.0, 1.0], (count, 3, 1))
+    return {"object_colors": (1 - 0.5 * strength) * palette + 0.5 * strength * other}
+
+
+def conditions(task: str, shapes: Sequence[Sequence[int]]) -> dict[tuple[str, float], Change | int]:
+    """Every condition by (axis, strength): a change, or the number of a wording.
+
+    Args:
+      task: of the suite.
+      shapes: what the demonstrations' objects looked like, see ``TaskText``.
+    """
+    axes: dict[str, Change] = {
+        "camera": _camera, "robot": _robot, "light": _light, "background": _background, "noise": _noise,
+        "layout": _layout, "color": _color,
+    }  # fmt: skip
+    found: dict[tuple[str, float], Change | int] = {(NOMINAL, 0.0): lambda count, strength, rng: {}}
+    for name, change in axes.items():
+        found.update({(name, strength): change for strength in STRENGTHS})
+    number = len(wordings(task)) - 1
+    found.update({("wording", (i + 1) / number): i + 1 for i in range(number)})
+    seen = shapes or ((SHAPES.index(get_task(task).object_shape),),) * len(OBJECT_COLORS)
+    known = {shape for own in seen for shape in own}
+    for axis, wanted in (("shape", set(range(len(SHAPES))) - known), ("combination", known)):
+        unseen = [sorted(wanted - set(own)) for own in seen]
+        if any(unseen):
+            found[(axis, 1.0)] = _shaped([other or own for other, own in zip(unseen, seen, strict=True)])
+    return found
+
+
+def _shaped(shapes: Sequence[Sequence[int]]) -> Change:
+    """Objects of each colour in one of these shapes."""
+
+    def change(count: int, strength: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"object_shapes": np.stack([rng.choice(own, count) for own in shapes], 1)}
+
+    return change
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """Success of every condition on the same episodes; ``(NOMINAL, 0.0)`` is that of training."""
+
+    task: str
+    success: dict[tuple[str, float], Bool[np.ndarray, "N"]]
+
+    def rate(self, condition: tuple[str, float]) -> Rate:
+        return Rate(int(self.success[condition].sum()), self.success[condition].size)
+
+    @property
+    def axes(self) -> dict[str, Rate]:
+        """Success by axis, all strengths together; the nominal first."""
+        names = dict.fromkeys(axis for axis, _ in self.success)
+        joined = {name: np.concatenate([x for (axis, _), x in self.success.items() if axis == name]) for name in names}
+        return {name: Rate(int(x.sum()), x.size) for name, x in joined.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """For ``summary.json``."""
+        return {
+            "axes": {name: rate.as_dict() for name, rate in self.axes.items()},
+            "conditions": {
+                f"{axis} {strength:.2f}": self.rate((axis, strength)).as_dict() for axis, strength in self.success
+            },
+        }
+
+
+def evaluate_robustness(task: TaskText, trained: Trained, config: EvaluationConfig, mesh: Mesh) -> Robustness:
+    """Runs the trained policy under every condition; conditions times episodes are one list, cut into equal batches.
+
+    Args:
+      task: with the features of its instructions in every wording, one after the other.
+      trained: the model.
+      config: numbers; ``robustness_episodes`` of them under each condition.
+      mesh: episodes are spread over its devices.
+    """
+    env = Tabletop(task.name, image_size=trained.image_size, varied=True)
+    plan = conditions(task.name, task.shapes)
+    count = config.robustness_episodes
+    rng = np.random.default_rng(config.seed)
+    own = shapes_of_training(task.shapes, count, config.seed)
+    neutral = own or jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), Variation())
+    parts = [_changed(neutral, change, strength, count, rng) for (_, strength), change in plan.items()]
+    everything = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    keys = np.tile(np.asarray(jax.random.key_data(episodes_of(task, config).keys[:count])), (len(plan), 1))
+    policy = dataclasses.replace(trained.policy, candidates=config.candidates)
+    run = rollout(env, wam_actor(env, policy, config.execute), env.episode_steps)
+    params = jax.device_put(informed(task, trained.params), replicated(mesh))
+    total, size = len(keys), min(config.batch_size, len(keys))
+    success: list[np.ndarray] = []
+    for start in console.progress(range(0, total, size), f"robustness {task.name}"):
+        rows = np.arange(start, start + size) % total  # the last batch wraps around instead of recompiling
+        part = jax.device_put(jax.tree.map(lambda x, r=rows: x[r], (keys, everything)), batch_sharding(mesh))
+        key = jax.random.fold_in(jax.random.key(config.seed), start + 1)
+        outcome = run(params, jax.random.wrap_key_data(part[0]), key, part[1]).outcome
+        success.append(np.asarray(outcome.success)[-1, : total - start])
+    by_condition = np.concatenate(success).reshape(len(plan), count)
+    return Robustness(task=task.name, success=dict(zip(plan, by_condition, strict=True)))
+
+
+def _changed(
+    neutral: Variation, change: Change | int, strength: float, count: int, rng: np.random.Generator
+) -> Variation:
+    """The conditions of ``count`` episodes."""
+    fields = {"wording": np.full(count, change)} if isinstance(change, int) else change(count, strength, rng)
+    typed: dict[str, Any] = {name: np.asarray(value, getattr(neutral, name).dtype) for name, value in fields.items()}
+    return dataclasses.replace(neutral, **typed)
+
+
+COLUMNS = ("task", "axis", "by strength", "success", "n")
+
+
+def rows(results: Sequence[Robustness]) -> list[tuple[str, ...]]:
+    """One row a task and axis: success at each strength, and over all of them."""
+    found: list[tuple[str, ...]] = []
+    for result in results:
+        for name, rate in result.axes.items():
+            graded = [str(result.rate(condition)) for condition in result.success if condition[0] == name]
+            found.append((result.task, name, ", ".join(graded), str(rate), str(rate.n)))
+    return found
+
+
+def add_robustness(report: Report, results: Sequence[Robustness]) -> None:
+    """A radar of all axes, and the table."""
+    figures = {r.task: {name: rate.rate for name, rate in r.axes.items()} for r in results}
+    shared = [axis for axis in next(iter(figures.values())) if all(axis in rates for rates in figures.values())]
+    series = {task: {axis: rates[axis] for axis in shared} for task, rates in figures.items()}
+    report.add_image("Robustness", media.radar(series, "Success under changed conditions"))
+    report.add_table("", COLUMNS, rows(results))
+    report.add_text(
+        "",
+        "The same episodes under every condition, strengths from a third to full. Shapes, combinations and colours are "
+        "ones that no demonstration had; what is to be done and what things are called stays.",
+    )
