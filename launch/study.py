@@ -4,6 +4,8 @@
 
 A study's config has ``base`` (an experiment), ``arms`` (name -> fields of the base that differ), ``seeds``, and
 ``compare`` (pairs of arms). An arm's ``before`` holds fields of a training that comes first, from which it then starts.
+With ``robustness``, success is also judged under changed conditions, by axis; with ``grounding``, what actions look at
+and depend on is measured.
 What arms share (demonstrations, tokenizer, latents) is made once. Every finished run is kept; a killed study goes on
 where it was.
 """
@@ -27,12 +29,15 @@ from launch.config import ConfigError, load_config, set_field, to_plain
 from launch.data import Data, open_data
 from launch.demos import demo_datasets
 from launch.evaluate import described_task
+from launch.grounding import ground
 from launch.start import check_start
 from launch.tokenizers import encode_dataset, find_tokenizer, with_images_for
 from launch.train import evaluate_validation, find_tokenizers, lpips_if_here, train_model
 from wam_jax import console
 from wam_jax.evaluation import media
+from wam_jax.evaluation.grounding import mean_grounding
 from wam_jax.evaluation.report import Report, environment, write_summary
+from wam_jax.evaluation.robustness import evaluate_robustness
 from wam_jax.evaluation.scene_probe import probe_tokenizer
 from wam_jax.evaluation.scenes import draw_scenes
 from wam_jax.evaluation.statistics import Rate
@@ -63,6 +68,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         check_start(arm, workdir)
     mesh = devices.start(study.base)
     shared: dict[str, _Shared] = {}
+    measure = _Measure(bool(study.get("robustness", False)), bool(study.get("grounding", False)))
     finished: dict[str, list[ArmRun]] = {name: [] for name in arms}
     todo = [(name, seed) for seed in study.seeds for name in arms]
     for number, (name, seed) in enumerate(todo, start=1):
@@ -74,14 +80,16 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             before.seed, config.init = seed, str(directory / "before")
             if not (directory / OUTCOMES).exists():
                 _train(before, study.base.seed, mesh, workdir, directory / "before", shared)
-        finished[name].append(_run_arm(config, study.base.seed, mesh, workdir, directory, shared))
+        finished[name].append(_run_arm(config, study.base.seed, mesh, workdir, directory, shared, measure))
     _report(study, finished, workdir, time.monotonic() - began)
 
 
 class ArmRun(NamedTuple):
-    """One arm at one seed: success of every episode, task after task, and what else was measured, by name."""
+    """One arm at one seed: success of every episode, task after task; the same by axis of changed conditions; and what
+    else was measured, by name."""
 
     success: Bool[np.ndarray, "N"]
+    changed: dict[str, Bool[np.ndarray, "M"]]
     metrics: dict[str, float]
 
 
@@ -153,8 +161,21 @@ def _train(
     return parts
 
 
+class _Measure(NamedTuple):
+    """What is measured beside success."""
+
+    robustness: bool
+    grounding: bool
+
+
 def _run_arm(
-    config: ConfigDict, data_seed: int, mesh: Mesh, workdir: Path, directory: Path, shared: dict[str, _Shared]
+    config: ConfigDict,
+    data_seed: int,
+    mesh: Mesh,
+    workdir: Path,
+    directory: Path,
+    shared: dict[str, _Shared],
+    measure: _Measure,
 ) -> ArmRun:
     """Trains and measures; reads back what is finished."""
     path = directory / OUTCOMES
@@ -163,18 +184,26 @@ def _run_arm(
         saved = json.loads(path.read_text())
         if saved["config"] != json.loads(json.dumps(asked)):
             raise ConfigError(f"{path} is of another configuration; choose another --workdir, or delete it")
-        return ArmRun(np.array(saved["success"], bool), saved["metrics"])
+        changed = {axis: np.array(success, bool) for axis, success in saved["changed"].items()}
+        return ArmRun(np.array(saved["success"], bool), changed, saved["metrics"])
     parts = _train(config, data_seed, mesh, workdir, directory, shared)
     trained = load_trained(directory, mesh)
     settings = EvaluationConfig(**config.evaluation)
-    success = np.concatenate(
-        [policy_outcomes(described_task(asked, task), trained, settings, mesh).success for task in config.demos.tasks]
-    )
+    tasks = [described_task(asked, task, every_wording=measure.robustness) for task in config.demos.tasks]
+    success = np.concatenate([policy_outcomes(task, trained, settings, mesh).success for task in tasks])
+    changed = {}
+    if measure.robustness:
+        found = [evaluate_robustness(task, trained, settings, mesh).by_axis for task in tasks]
+        changed = {axis: np.concatenate([axes[axis] for axes in found]) for axis in found[0]}
     heldout = evaluate_validation(config, parts.data, trained)
     metrics = {**heldout_metrics(heldout, lpips_if_here(config)), **parts.probes}
-    path.write_text(json.dumps({"config": asked, "success": success.tolist(), "metrics": metrics}) + "\n")
+    if measure.grounding:
+        metrics |= mean_grounding([ground(trained, task, settings.grounding_scenes) for task in tasks])
+    kept = {axis: outcomes.tolist() for axis, outcomes in changed.items()}
+    outcomes = {"config": asked, "success": success.tolist(), "changed": kept, "metrics": metrics}
+    path.write_text(json.dumps(outcomes) + "\n")
     console.log(f"{directory}: {Rate(int(success.sum()), success.size)}")
-    return ArmRun(success, metrics)
+    return ArmRun(success, changed, metrics)
 
 
 def _preparation(config: ConfigDict) -> str:
@@ -193,11 +222,13 @@ def _report(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path,
     report.add_table("Success", ARM_COLUMNS, arms)
     report.add_image("", media.bars({name: arm_result(rows).pooled for name, rows in results.items()}, "Success"))
     report.add_table("Differences on the same episodes", DIFFERENCE_COLUMNS, differences)
+    axes = _add_changed(report, study, finished)
     report.add_table("Also measured (mean over seeds, and their standard deviation)", columns, measured)
     report.add_figures(environment(), "Environment")
     summary: dict[str, Any] = {
         "arms": {name: arm_result(rows).as_dict() for name, rows in results.items()},
         "differences": {f"{a} - {b}": bootstrap_difference(results[a], results[b]).as_dict() for a, b in study.compare},
+        "changed": axes,
         "metrics": metrics,
         "seeds": list(study.seeds),
         "config": to_plain(study),
@@ -208,3 +239,30 @@ def _report(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path,
     console.table("Differences on the same episodes", DIFFERENCE_COLUMNS, differences)
     console.table("Also measured (mean over seeds, and their standard deviation)", columns, measured)
     console.log(f"{console.duration(seconds)}; wrote {report.write(workdir)}")
+
+
+def _add_changed(report: Report, study: ConfigDict, finished: dict[str, list[ArmRun]]) -> dict[str, Any]:
+    """Success under changed conditions, axis by axis, into the report and a summary."""
+    axes = list(next(iter(finished.values()))[0].changed)
+    if not axes:
+        return {}
+    outcomes = {a: {name: np.stack([run.changed[a] for run in runs]) for name, runs in finished.items()} for a in axes}
+    arms = {axis: {name: arm_result(rows) for name, rows in found.items()} for axis, found in outcomes.items()}
+    gaps = {
+        axis: {f"{a} - {b}": bootstrap_difference(found[a], found[b]) for a, b in study.compare}
+        for axis, found in outcomes.items()
+    }
+    series = {name: {axis: arms[axis][name].pooled.rate for axis in axes} for name in finished}
+    success = [(axis, *(str(result.pooled) for result in arms[axis].values())) for axis in axes]
+    differences = [(axis, *(str(gap) for gap in gaps[axis].values())) for axis in axes]
+    report.add_image("Under changed conditions", media.radar(series, "Success under changed conditions"))
+    report.add_table("", ("axis", *finished), success)
+    report.add_table("Differences under changed conditions", ("axis", *next(iter(gaps.values()))), differences)
+    console.table("Success under changed conditions", ("axis", *finished), success)
+    return {
+        axis: {
+            "arms": {name: result.as_dict() for name, result in arms[axis].items()},
+            "differences": {name: gap.as_dict() for name, gap in gaps[axis].items()},
+        }
+        for axis in axes
+    }

@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.tokenizer.frames = 3
     config.tokenizer.batch_size = 8
     config.tokenizer.optimizer.steps = 1000
-    config.tokenizer.loss.l2 = 0.0
+    config.tokenizer.loss.l2 = 2.0  # not RepViTok's; in so short a training, L1 alone leaves small things out
     config.tokenizer.loss.perceptual = 1.0
     config.tokenizer.loss.adversarial = 0.1
     config.tokenizer.loss.adversarial_start = 800

@@ -104,6 +104,19 @@ class Grounding:
         return found
 
 
+def mean_grounding(tasks: Sequence[Grounding]) -> dict[str, float]:
+    """The figures that a study compares, means over tasks."""
+    found: dict[str, list[float]] = {}
+    for task in tasks:
+        for kind, result in task.sensitivity.items():
+            if result.moved:
+                found.setdefault(f"sensitivity_{kind}", []).append(result.ratio)
+        if task.in_mask is not None and task.centroid_error is not None:
+            found.setdefault("attention_in_mask", []).append(float(np.nanmean(task.in_mask[-1])))
+            found.setdefault("centroid_error", []).append(float(np.nanmean(task.centroid_error)))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
 def coverage(masks: Bool[np.ndarray, "N M V H W"], grid: tuple[int, int]) -> Float[np.ndarray, "N M n"]:
     """Share of each token's pixels that a mask covers; tokens by camera, row and column.
 

@@ -132,11 +132,15 @@ class Robustness:
         return Rate(int(self.success[condition].sum()), self.success[condition].size)
 
     @property
-    def axes(self) -> dict[str, Rate]:
-        """Success by axis, all strengths together; the nominal first."""
+    def by_axis(self) -> dict[str, Bool[np.ndarray, "M"]]:
+        """Outcomes by axis, all strengths one after the other; the nominal first."""
         names = dict.fromkeys(axis for axis, _ in self.success)
-        joined = {name: np.concatenate([x for (axis, _), x in self.success.items() if axis == name]) for name in names}
-        return {name: Rate(int(x.sum()), x.size) for name, x in joined.items()}
+        return {name: np.concatenate([x for (axis, _), x in self.success.items() if axis == name]) for name in names}
+
+    @property
+    def axes(self) -> dict[str, Rate]:
+        """Success by axis."""
+        return {name: Rate(int(x.sum()), x.size) for name, x in self.by_axis.items()}
 
     def summary(self) -> dict[str, Any]:
         """For ``summary.json``."""

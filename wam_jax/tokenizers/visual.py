@@ -177,7 +177,7 @@ class VisualTokenizer(nnx.Module):
         x = self.encoder_norm(x)
         if self.config.projection == "linear":
             return self.latent_out(x), past
-        gathered = self.gather(rearrange(x, "b t r c d -> (b t) (r c) d")).reshape(x.shape)
+        gathered = x + self.gather(rearrange(x, "b t r c d -> (b t) (r c) d")).reshape(x.shape)
         return self.latent_norm(self.latent_out(gathered)), past
 
 

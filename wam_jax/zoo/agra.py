@@ -16,15 +16,25 @@ def features(noise, name: str = "features") -> Stream:
 
 
 @system({"debug": DEBUG, "2b": COSMOS_2B}, {"2b": dataclasses.replace(COSMOS, frame_steps=(0, 4, 8, 12, 16))})
-def agra(size: Size, *, shared_pass: bool = False) -> Spec:
+def agra(size: Size, *, shared_pass: bool = False, actions: bool = True) -> Spec:
     """AGRA's base: an action transformer reads layers of a video transformer, from a pass of its own at pure noise.
 
     arXiv 2606.12217. Kept: taps at ℓ_j = round(j (M - 1) / (N - 1)) through a linear projection each, features from a
     separate pass at noise 1 given the present, the same in training and inference; one video pass and four action
-    steps. ``shared_pass`` reads the denoising pass instead. The alignment itself is an objective, not a spec. Differs:
+    steps. ``shared_pass`` reads the denoising pass instead; without ``actions`` it is the video transformer alone, to
+    be trained first. The alignment itself is an objective, not a spec. Differs:
     width, heads and text input of the action transformer are not published; here it has cross-attention to the
     instruction.
     """
+    if not actions:
+        return Spec(
+            name="agra",
+            experts=(video_expert(size),),
+            streams=(video(),),
+            visibility=FIRST_FRAME_CAUSAL,
+            modes=(together("video", "video"),),
+            **size.trunk(),
+        )
     source = "video" if shared_pass else "features"
     return Spec(
         name="agra",

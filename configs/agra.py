@@ -1,0 +1,27 @@
+"""AGRA: hidden video tokens of the pass that actions read are aligned to a frozen vision encoder.
+
+    wam train --config configs/agra.py --workdir runs/agra
+    wam evaluate runs/agra --grounding --robustness
+
+`--config.alignment.variant=none` is its base; frozen, shared and video are the paper's others (arXiv 2606.12217).
+Demonstrations hold out some combinations of colour and shape, and one shape altogether, for `--robustness`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.get_config()
+    config.demos.tasks = ("pick_lift", "place")
+    config.demos.episodes = (300, 300)
+    config.demos.directory = "runs/agra_data"
+    config.demos.object_shapes = ConfigDict({"red": ("cube", "cylinder"), "green": ("cube",), "blue": ("cylinder",)})
+    config.alignment.variant = "action_condition"
+    config.alignment.teacher_size = (128, 128)  # 8 x 8 features, as many as latents
+    config.model.name = "agra"
+    config.model.options = ConfigDict({"patch_size": 1})  # a token for every latent: fine enough to see a cube
+    config.train.batch_size = 32
+    config.train.optimizer.steps = 1500
+    return config

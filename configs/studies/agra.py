@@ -1,0 +1,33 @@
+"""Does aligning what actions read make them look at the right things, and hold up where things look otherwise?
+
+    wam study configs/studies/agra.py
+
+The five variants of AGRA (arXiv 2606.12217), which finds the action-condition pass best, most of all on unseen
+combinations. All arms start from the same training on video alone ("before"), as the paper's do from a video model.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import agra
+
+VIDEO_STEPS = 500
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.base = agra.get_config()
+    config.base.alignment.variant = "none"
+    config.base.evaluation.films = 0
+    config.seeds = (0, 1, 2)
+    config.grounding = config.robustness = True
+    video = {"alignment.variant": "none", "model.options.actions": False, "train.optimizer.steps": VIDEO_STEPS}
+    config.arms = ConfigDict(
+        {
+            variant: {"alignment.variant": variant, "before": video}
+            for variant in ("frozen", "none", "shared", "video", "action_condition")
+        },
+        allow_dotted_keys=True,
+    )
+    others = ("frozen", "none", "shared", "video")
+    config.compare = tuple(("action_condition", other) for other in others)
+    return config
