@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from toy_rlds import make_episode, text_table, write_dataset
 
+from data_pipelines.batches import TaughtLatents
 from data_pipelines.latents import Identity, LatentCache, LatentCacheError
 from data_pipelines.loader import fixed_windows, make_loader
 from data_pipelines.rlds import RldsStore
 from data_pipelines.transforms import ActionCodec, Affine
 from data_pipelines.windows import WindowSpec
+from wam_jax.types import TEACHER
 
 CAMERAS = ("front", "wrist")
 
@@ -161,3 +163,23 @@ def test_cache_survives_pickling(store: RldsStore, cache: LatentCache) -> None:
     blob = pickle.dumps(cache)
     assert len(blob) < 2_000  # the array stays on disk
     np.testing.assert_array_equal(pickle.loads(blob).read(1, [0, 3]), cache.read(1, [0, 3]))
+
+
+def test_features_lie_beside_latents_of_the_same_frames(store: RldsStore, cache: LatentCache, tmp_path) -> None:
+    """A teacher whose feature is ten times the mean colour of a picture."""
+
+    def encode(images: np.ndarray) -> np.ndarray:
+        return images.mean((1, 2), keepdims=True) / 25.5
+
+    features = LatentCache.build(store, CAMERAS, encode, tmp_path, "teacher", batch_size=10)
+    spec = WindowSpec(CAMERAS, frame_offsets=(0, 3), action_horizon=4)
+    codec, affine, table = ActionCodec(np.zeros(4, bool), Affine.identity(4)), Affine.identity(3), text_table([store])
+    batch = fixed_windows([store], spec, codec, affine, table, 20, seed=1, latents=[TaughtLatents(cache, features)])
+    plain = fixed_windows([store], spec, codec, affine, table, 20, seed=1, latents=[cache])
+    np.testing.assert_array_equal(batch.latents, plain.latents)
+    taught = batch.streams[TEACHER]
+    assert taught.values.shape == (20, 2, 2, 1, 1, 3)
+    means = 10 * batch.latents.mean((3, 4))  # the encoder's are block means in [0, 1]
+    np.testing.assert_allclose(np.asarray(taught.values, np.float32)[..., 0, 0, :], means, atol=0.02)
+    np.testing.assert_array_equal(taught.mask, batch.image_mask)
+    assert TEACHER not in plain.streams

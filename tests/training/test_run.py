@@ -126,6 +126,20 @@ def test_an_export_reads_back_as_the_run(plain, mesh, tmp_path):
     assert "actions | 4 a chunk, of 4 numbers" in card
 
 
+def test_projectors_of_an_alignment_are_neither_read_back_nor_exported(tiny, mesh, tmp_path):
+    alignment = {"weight": 0.5, "on": "video", "layers": [0], "projector": "mlp", "teacher_width": 3}
+    described = identity(tiny, alignment=alignment)
+    params = random_like(define_model(described, training=True).shapes())
+    save(tmp_path / "run", described, params)
+    kept = {name: tree for name, tree in params.items() if name != "projectors"}
+    assert kept.keys() != params.keys()
+    assert_same(load_trained(tmp_path / "run", mesh).params.model, kept, rtol=0)
+    export_safetensors(open_run(tmp_path / "run"), tmp_path / "export")
+    exported = open_weights(tmp_path / "export" / "model.safetensors").shapes()
+    assert not [name for name in exported if "projector" in name]
+    assert_same(load_trained(tmp_path / "export", mesh).params.model, kept, rtol=0)
+
+
 @pytest.mark.slow
 def test_an_export_in_bfloat16_is_the_run_rounded(plain, mesh, tmp_path):
     export_safetensors(open_run(plain[0]), tmp_path / "export", "bfloat16")

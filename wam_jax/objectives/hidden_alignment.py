@@ -20,6 +20,7 @@ from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.spec import Interface, Spec
 
 PASSES = ("video", "action_condition")
+PROJECTORS = "projectors"  # parameters of this name are trained beside the model, and dropped
 
 
 @dataclasses.dataclass(frozen=True)

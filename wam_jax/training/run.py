@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.nn.lora import Lora, is_factor, merge
 from wam_jax.nn.module import Params, by_path, paths
+from wam_jax.objectives.hidden_alignment import PROJECTORS
 from wam_jax.sharding import placed
 from wam_jax.tokenizers.published import load_published
 from wam_jax.tokenizers.tokenizer import Tokenizer
@@ -95,13 +96,14 @@ def open_run(directory: Path) -> Run:
 
 
 class CheckpointRun(Run):
-    """A folder that training wrote."""
+    """A folder that training wrote; without what training drops."""
 
     def __init__(self, directory: Path):
         self._checkpoints = Checkpoints(directory / "checkpoints")
         super().__init__(self._checkpoints.meta(), self._checkpoints.latest or 0)
         self._trained, self._base = self._checkpoints.acting_shapes(), self._checkpoints.base_shapes()
-        self._all = self._base | self._trained
+        everything = self._base | self._trained
+        self._all = {path: leaf for path, leaf in everything.items() if not path.startswith(f"{PROJECTORS}/")}
 
     def _saved_tokenizer(self, like: FrozenTokenizer) -> FrozenTokenizer:
         return self._checkpoints.load("tokenizer", like)
