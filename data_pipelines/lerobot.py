@@ -129,7 +129,8 @@ class LeRobotStore:
     def image_shape(self, camera: str) -> tuple[int, ...]:
         """(height, width, 3), as ``info.json`` says."""
         check_cameras(self, [camera])
-        return tuple(self._info["features"][self._keys[camera]]["shape"])
+        shape = tuple(self._info["features"][self._keys[camera]]["shape"])
+        return (*shape[1:], shape[0]) if shape[0] == 3 else shape  # some converters write channels first
 
     def read_frames(self, episode: int, camera: str, steps: Sequence[int]) -> UInt8[np.ndarray, "T H W 3"]:
         """Frames at ``steps`` of an episode.

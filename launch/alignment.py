@@ -14,11 +14,14 @@ from launch.config import ConfigError
 from launch.data import LATENTS, Data
 from wam_jax.encoders import registry
 from wam_jax.encoders.frozen import FrozenEncoder
+from wam_jax.objectives.hidden_alignment import video_stream
+from wam_jax.wam.spec import Spec
 
 # The pass whose tokens are aligned, by variant.
 VARIANTS = {"none": None, "frozen": None, "shared": "video", "video": "video", "action_condition": "action_condition"}
-# What the variant "frozen" trains: all that is not the video expert's.
-WITHOUT_VIDEO = r"^(?!(trunk/blocks|maps|conditioning|text_in|image_in)/video/)"
+
+
+TEACHER_FIELDS = ("teacher", "teacher_size", "random_teacher")  # of config.alignment
 
 
 def aligned_pass(config: ConfigDict) -> str | None:
@@ -31,6 +34,22 @@ def aligned_pass(config: ConfigDict) -> str | None:
     if variant not in VARIANTS:
         raise ConfigError(f"config.alignment.variant={variant!r} is unknown (has: {', '.join(VARIANTS)})")
     return VARIANTS[variant]
+
+
+def unfrozen_patterns(spec: Spec) -> list[str]:
+    """What the variant "frozen" trains: all but the expert of the video, and the maps of its streams.
+
+    Raises:
+      ConfigError: if actions run through that expert, too.
+    """
+    expert = spec.stream(video_stream(spec)).expert
+    if any(stream.kind == "action" and stream.expert == expert for stream in spec.streams):
+        raise ConfigError(
+            f"config.alignment.variant='frozen': {spec.name} has actions and video in one expert, {expert!r}; choose "
+            "another variant, or a system with an action expert"
+        )
+    maps = "|".join(stream.name for stream in spec.streams if stream.expert == expert)
+    return [rf"(?!((trunk/blocks|conditioning|text_in|image_in)/{expert}|maps/({maps}))/).*"]
 
 
 def load_teacher(part: ConfigDict) -> FrozenEncoder:
@@ -61,7 +80,7 @@ def with_features(
 ) -> list[LatentSource]:
     """Latents with the teacher's features of every training frame beside them; computed once, kept beside the data."""
     part, windows = config.alignment, data.windows
-    key = f"{part.teacher} {tuple(part.teacher_size)}{' random' if part.random_teacher else ''}"
+    key = " ".join(str(part[name]) for name in TEACHER_FIELDS)
     encode = jax.jit(lambda teacher, images: teacher(images))
     taught: list[LatentSource] = []
     for number, (store, source) in enumerate(zip(data.train, latents, strict=True)):

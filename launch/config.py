@@ -86,6 +86,8 @@ def set_field(config: ConfigDict, name: str, new: Any) -> None:
         new = float(new)
     if isinstance(old, tuple) and isinstance(new, list):
         new = tuple(new)
+    if isinstance(old, ConfigDict) and isinstance(new, dict):
+        new = ConfigDict(new)
     if old is not None and type(new) is not type(old):
         raise ConfigError(f"config field {name} is {type(old).__name__} ({old!r}), {new!r} is {type(new).__name__}")
     with node.unlocked():

@@ -1,6 +1,7 @@
 """`wam demos`: the simulator's experts at work, as RLDS on disk."""
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.write_rlds import RldsWriter
 from launch import devices
-from launch.config import ConfigError, load_config
+from launch.config import ConfigError, load_config, to_plain
 from wam_jax import console
 from wam_jax.sim.demonstrations import Demonstrations, generate_batches, steps_to_success
 from wam_jax.sim.scene import OBJECT_COLORS, SHAPES
@@ -20,6 +21,7 @@ from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import TASK_NAMES
 
 DEPTH_SUFFIX = "_depth"  # of the cameras that hold depth pictures
+_SHAPES = "object_shapes.json"  # beside a dataset whose objects vary
 _BATCH = 128
 
 
@@ -66,6 +68,8 @@ def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
     if folder.exists():
         if config.demos.depth and DEPTH_SUFFIX not in (folder / "features.json").read_text():
             raise ConfigError(f"{folder} was made without depth; choose another folder, or delete this one")
+        if (made := _read_shapes(folder)) != to_plain(config.demos.object_shapes):
+            raise ConfigError(f"{folder} was made with object_shapes {made}; choose another folder, or delete this one")
         console.log(f"{name}: found in {folder}")
         return folder
     shapes = object_shapes(config.demos.object_shapes)
@@ -91,9 +95,15 @@ def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
             for batch in console.progress(batches, f"{name} {split}", total=-(-count // _BATCH)):
                 successes.append(np.asarray(batch.success[:, -1]))
                 lengths.extend(write_episodes(writer, env, batch, split, config.demos.hold_steps))
+    if shapes:
+        (folder / _SHAPES).write_text(json.dumps(to_plain(config.demos.object_shapes)))
     rate = np.concatenate(successes).mean()
     console.log(f"{name}: {len(lengths)} episodes of {np.mean(lengths):.0f} steps, expert success {rate:.3f}")
     return folder
+
+
+def _read_shapes(folder: Path) -> dict[str, list[str]]:
+    return json.loads((folder / _SHAPES).read_text()) if (folder / _SHAPES).exists() else {}
 
 
 def object_shapes(named: Mapping[str, Sequence[str]]) -> tuple[tuple[int, ...], ...]:

@@ -21,7 +21,7 @@ _SEED = 2000  # of the scenes: neither training nor closed-loop evaluation draws
 
 def ground(trained: Trained, task: TaskText, scenes: int) -> Grounding:
     """Diagnostics on so many moments of the scripted expert's episodes."""
-    found = draw_scenes(task.name, trained.image_size, scenes, _SEED)
+    found = draw_scenes(task.name, trained.image_size, scenes, _SEED, task.shapes)
     act = _act(trained, task, found.images, found.proprio, found.instruction)
     parts = ("hand", "object", "goal")[: found.masks.shape[1]]
     return diagnose(act, parts, found.masks, _model(trained).layout.grid, label=f"ground {task.name}")

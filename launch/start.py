@@ -10,7 +10,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from launch.alignment import WITHOUT_VIDEO
+from launch.alignment import unfrozen_patterns
 from launch.config import ConfigError, to_plain
 from launch.data import Data
 from launch.memory import Remedy
@@ -106,7 +106,13 @@ def trained_patterns(config: ConfigDict, definition: Definition, source: ParamSo
     Raises:
       ConfigError: if something is to be frozen at its random start.
     """
-    trainable = list(config.train.trainable) or [WITHOUT_VIDEO] * (config.alignment.variant == "frozen")
+    trainable = list(config.train.trainable)
+    if config.alignment.variant == "frozen":
+        if trainable:
+            raise ConfigError(
+                "config.alignment.variant='frozen' says what is trained; leave config.train.trainable empty"
+            )
+        trainable = unfrozen_patterns(definition.bind(definition.shapes()).spec)
     asked = trainable + ([FACTORS] if config.train.lora.rank else [])
     if not asked:
         return []

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from data_pipelines.batches import LatentSource
 from launch import devices
 from launch.config import ConfigError, load_config, set_field, to_plain
 from launch.data import Data, open_data
-from launch.demos import demo_datasets
+from launch.demos import demo_datasets, object_shapes
 from launch.evaluate import described_task
 from launch.grounding import ground
 from launch.start import check_start
@@ -41,7 +41,7 @@ from wam_jax.evaluation.robustness import evaluate_robustness
 from wam_jax.evaluation.scene_probe import probe_tokenizer
 from wam_jax.evaluation.scenes import draw_scenes
 from wam_jax.evaluation.statistics import Rate
-from wam_jax.evaluation.study import arm_result, bootstrap_difference, metric_table, study_rows
+from wam_jax.evaluation.study import arm_result, bootstrap_difference, bootstrap_mean, metric_table, study_rows
 from wam_jax.evaluation.study_metrics import heldout_metrics
 from wam_jax.evaluation.success import EvaluationConfig, policy_outcomes
 from wam_jax.training.restore import load_trained
@@ -85,11 +85,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 class ArmRun(NamedTuple):
-    """One arm at one seed: success of every episode, task after task; the same by axis of changed conditions; and what
-    else was measured, by name."""
+    """One arm at one seed: success of every episode, task after task; by axis of changed conditions, the share of its
+    strengths at which an episode succeeds; and what else was measured, by name."""
 
     success: Bool[np.ndarray, "N"]
-    changed: dict[str, Bool[np.ndarray, "M"]]
+    changed: dict[str, Float[np.ndarray, "N"]]
     metrics: dict[str, float]
 
 
@@ -141,7 +141,8 @@ class _Shared:
         """What can be read off the tokenizer's latents, a mean over the tasks."""
         found = []
         for task in self.config.demos.tasks:
-            fit, test = (draw_scenes(task, self.config.data.image_size[0], _SCENES, seed) for seed in _SCENE_SEEDS)
+            size, shapes = self.config.data.image_size[0], object_shapes(self.config.demos.object_shapes)
+            fit, test = (draw_scenes(task, size, _SCENES, seed, shapes) for seed in _SCENE_SEEDS)
             found.append(probe_tokenizer(self.tokenizer, fit, test))
         return {f"probe_{name}": float(np.mean([row[name] for row in found if name in row])) for name in found[-1]}
 
@@ -182,9 +183,9 @@ def _run_arm(
     asked = to_plain(config)
     if path.exists():
         saved = json.loads(path.read_text())
-        if saved["config"] != json.loads(json.dumps(asked)):
+        if saved["config"] != json.loads(json.dumps(asked)) or saved["measured"] != list(measure):
             raise ConfigError(f"{path} is of another configuration; choose another --workdir, or delete it")
-        changed = {axis: np.array(success, bool) for axis, success in saved["changed"].items()}
+        changed = {axis: np.array(success) for axis, success in saved["changed"].items()}
         return ArmRun(np.array(saved["success"], bool), changed, saved["metrics"])
     parts = _train(config, data_seed, mesh, workdir, directory, shared)
     trained = load_trained(directory, mesh)
@@ -200,7 +201,13 @@ def _run_arm(
     if measure.grounding:
         metrics |= mean_grounding([ground(trained, task, settings.grounding_scenes) for task in tasks])
     kept = {axis: outcomes.tolist() for axis, outcomes in changed.items()}
-    outcomes = {"config": asked, "success": success.tolist(), "changed": kept, "metrics": metrics}
+    outcomes = {
+        "config": asked,
+        "measured": list(measure),
+        "success": success.tolist(),
+        "changed": kept,
+        "metrics": metrics,
+    }
     path.write_text(json.dumps(outcomes) + "\n")
     console.log(f"{directory}: {Rate(int(success.sum()), success.size)}")
     return ArmRun(success, changed, metrics)
@@ -247,13 +254,13 @@ def _add_changed(report: Report, study: ConfigDict, finished: dict[str, list[Arm
     if not axes:
         return {}
     outcomes = {a: {name: np.stack([run.changed[a] for run in runs]) for name, runs in finished.items()} for a in axes}
-    arms = {axis: {name: arm_result(rows) for name, rows in found.items()} for axis, found in outcomes.items()}
+    arms = {axis: {name: bootstrap_mean(x) for name, x in found.items()} for axis, found in outcomes.items()}
     gaps = {
         axis: {f"{a} - {b}": bootstrap_difference(found[a], found[b]) for a, b in study.compare}
         for axis, found in outcomes.items()
     }
-    series = {name: {axis: arms[axis][name].pooled.rate for axis in axes} for name in finished}
-    success = [(axis, *(str(result.pooled) for result in arms[axis].values())) for axis in axes]
+    series = {name: {axis: arms[axis][name].mean for axis in axes} for name in finished}
+    success = [(axis, *(str(result) for result in arms[axis].values())) for axis in axes]
     differences = [(axis, *(str(gap) for gap in gaps[axis].values())) for axis in axes]
     report.add_image("Under changed conditions", media.radar(series, "Success under changed conditions"))
     report.add_table("", ("axis", *finished), success)

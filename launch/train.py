@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.batches import LatentSource
 from launch import devices
-from launch.alignment import aligned_pass, feature_width, load_teacher, with_features
+from launch.alignment import TEACHER_FIELDS, aligned_pass, feature_width, load_teacher, with_features
 from launch.config import ConfigError, load_config, to_plain
 from launch.data import Data, interface_sizes, open_data
 from launch.demos import demo_datasets
@@ -168,6 +168,7 @@ def train_model(
         teacher = load_teacher(config.alignment)
         part = {name: to_plain(config.alignment)[name] for name in ("weight", "layers", "projector")}
         identity["alignment"] = {"on": on, "teacher_width": feature_width(teacher), **part}
+        identity["teacher"] = {name: to_plain(config.alignment)[name] for name in TEACHER_FIELDS}
         if latents is None:
             frozen = dataclasses.replace(frozen, teacher=teacher)
         else:

@@ -4,6 +4,7 @@
 
 The five variants of AGRA (arXiv 2606.12217), which finds the action-condition pass best, most of all on unseen
 combinations. All arms start from the same training on video alone ("before"), as the paper's do from a video model.
+Both passes read the same tokens of the present, so the variants differ in the future frame's alone.
 """
 
 from ml_collections import ConfigDict

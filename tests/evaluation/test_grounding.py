@@ -110,6 +110,9 @@ def test_both_sides_of_a_comparison_have_equally_many_tokens():
     np.testing.assert_array_equal(theirs.sum(1), [3, 1])
     assert not (mine & ~inside).any()
     assert not (theirs & inside).any()
+    mine, theirs = grounding.matched(inside, np.random.default_rng(0), spare=True)
+    np.testing.assert_array_equal(mine.sum(1), [1, 1])  # of three outside, one can change places with one
+    np.testing.assert_array_equal(theirs.sum(1), [1, 1])
 
 
 def test_coverage_is_the_share_of_a_tokens_pixels():

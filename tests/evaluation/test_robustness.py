@@ -60,7 +60,10 @@ def test_results_are_rates_by_condition_and_by_axis(tmp_path):
     success = {(NOMINAL, 0.0): np.array([1, 1, 1, 0], bool), ("light", 0.5): np.array([1, 0, 0, 0], bool)}
     success["light", 1.0] = np.zeros(4, bool)
     found = Robustness(task="reach", success=success)
-    assert found.axes["light"].rate == pytest.approx(1 / 8)
+    np.testing.assert_array_equal(found.by_axis["light"], [0.5, 0, 0, 0])  # each episode counts once
+    light = found.axes["light"]
+    assert light.mean == pytest.approx(1 / 8)
+    assert light.ci95[0] <= light.mean <= light.ci95[1]
     assert found.summary()["conditions"]["light 0.50"]["rate"] == 0.25
     assert [row[:2] for row in rows([found])] == [("reach", NOMINAL), ("reach", "light")]
     report = Report("robustness")

@@ -79,3 +79,23 @@ def test_a_start_that_is_not_there_says_what_to_do(tiny, tmp_path, monkeypatch):
     config.init = "wan22_ti2v_5b"
     with pytest.raises(AssetMissing, match="asset 'wan22_ti2v_5b' is not on this machine; get it with: hf download"):
         open_source(config, tiny.define())
+
+
+def test_frozen_trains_all_but_the_videos_expert(tiny):
+    config = common.get_config()
+    config.alignment.variant = "frozen"
+    definition = tiny.define("agra")
+    selected = matching(trained_patterns(config, definition, Has(definition, "nothing")))
+    of_video = {p for p in paths(definition.shapes()) if not selected(p)}
+    assert {path.split("/video/")[0] for path in of_video} == {"trunk/blocks", "maps", "conditioning", "text_in"}
+    assert any(path.startswith("trunk/blocks/action/bridge") for path in paths(definition.shapes()) if selected(path))
+
+
+def test_frozen_is_refused_where_it_would_freeze_nothing_or_something_else(tiny):
+    config = common.get_config()
+    config.alignment.variant = "frozen"
+    with pytest.raises(ConfigError, match=r"uwm has actions and video in one expert, 'all'; choose another variant"):
+        trained_patterns(config, tiny.define("uwm"), Has(tiny.define("uwm"), "nothing"))
+    config.train.trainable = ("trunk/.*",)
+    with pytest.raises(ConfigError, match=r"'frozen' says what is trained; leave config.train.trainable empty"):
+        trained_patterns(config, tiny.define("agra"), Has(tiny.define("agra"), "nothing"))

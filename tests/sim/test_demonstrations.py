@@ -103,6 +103,30 @@ def test_depth_of_demonstrations_without_any_is_refused(written):
         window_table(written[:1], WindowSpec(cameras=("front",), depth_cameras=("front_depth",)))
 
 
+def test_shapes_are_not_taken_for_granted_where_demonstrations_exist(tmp_path):
+    folder = tmp_path / "tabletop_reach" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "object_shapes.json").write_text('{"red": ["cube"]}')
+    config = common.get_config()
+    config.demos.update({"tasks": ("reach",), "episodes": (1,)})
+    with pytest.raises(ConfigError, match=r"was made with object_shapes {'red': \['cube'\]}; choose another folder"):
+        demos.make_demos(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"red": ("cone",)}, r"has red: \('cone',\); colours are red, green, blue and shapes cube, cylinder, sphere"),
+        ({"red": ("cube",)}, r"names no shape of green objects"),
+    ],
+)
+def test_shapes_that_are_not_there_are_refused(named, message):
+    with pytest.raises(ConfigError, match=message):
+        demos.object_shapes(named)
+    colors = {"red": ("cube", "sphere"), "green": ("cylinder",), "blue": ("cube",)}
+    assert demos.object_shapes(colors) == ((0, 2), (1,), (0,))
+
+
 def test_depth_is_not_taken_for_granted_where_demonstrations_exist(tmp_path):
     folder = tmp_path / "tabletop_reach" / "1.0.0"
     folder.mkdir(parents=True)

@@ -12,7 +12,8 @@ from wam_jax.wam.sample import ATTENTION, sample
 
 TOKENS = 8  # of a frame: two cameras of 4 x 4 latents, 2 x 2 a token
 # One of each way that actions read video: joint attention to a prefix, taps over a bridge, a bridge in every layer.
-READ = pytest.mark.parametrize("name", ["fast_wam", "agra", "h_bridge"])
+# And, slow: queries that are read out by a diffusion head.
+READ = pytest.mark.parametrize("name", ["fast_wam", "agra", "h_bridge", pytest.param("uva", marks=pytest.mark.slow)])
 
 
 @pytest.fixture(scope="module")

@@ -191,14 +191,18 @@ def intervention(
 
 
 def matched(
-    inside: Bool[np.ndarray, "N n"], rng: np.random.Generator
+    inside: Bool[np.ndarray, "N n"], rng: np.random.Generator, spare: bool = False
 ) -> tuple[Bool[np.ndarray, "N n"], Bool[np.ndarray, "N n"]]:
-    """As many random positions inside each mask as outside it: as many as there are on both sides."""
+    """As many random positions inside each mask as outside it: as many as there are on both sides.
+
+    ``spare``: as many again are left outside, for those chosen there to change places with.
+    """
     chosen = np.zeros((2, *inside.shape), bool)
     for number, row in enumerate(inside):
         sides = np.flatnonzero(row), np.flatnonzero(~row)
+        count = min(len(sides[0]), len(sides[1]) // (2 if spare else 1))
         for side, places in enumerate(sides):
-            chosen[side, number, rng.permutation(places)[: min(map(len, sides))]] = True
+            chosen[side, number, rng.permutation(places)[:count]] = True
     return chosen[0], chosen[1]
 
 
@@ -231,7 +235,7 @@ def diagnose(
     todo = [(kind, draw) for kind in KINDS for draw in range(_DRAWS)]
     moved: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
     for kind, _ in console.progress(todo, label):
-        mine, theirs = matched(inside, rng)
+        mine, theirs = matched(inside, rng, spare=kind == "swap")
         # Background changes places with other background, so that nothing of the mask comes into play.
         changes = intervention(kind, mine, ~inside, rng), intervention(kind, theirs, ~inside & ~theirs, rng)
         moved[kind].append(np.stack([_distance(act(Lens(change=jnp.asarray(change)))[0], plain) for change in changes]))

@@ -1,7 +1,8 @@
 """Success under changed conditions: axes of graded strength, the same episodes under every condition, one batched run.
 
-Seven axes as in LIBERO-Plus (arXiv 2510.13626): camera, robot's start, wording, light, background, sensor noise and
-layout; and looks that demonstrations did not have: colours, shapes, combinations of the two.
+Seven axes, as LIBERO-Plus has them: camera, robot's start, wording, light, background, sensor noise and layout. And
+looks that demonstrations did not have: colours, shapes, and combinations of the two (a colour that had every shape keeps
+them).
 """
 
 import dataclasses
@@ -11,14 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from wam_jax import console
 from wam_jax.evaluation import media
 from wam_jax.evaluation.report import Report
-from wam_jax.evaluation.statistics import Rate
-from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, informed, shapes_of_training
-from wam_jax.sharding import batch_sharding, replicated
+from wam_jax.evaluation.statistics import Mean, Rate
+from wam_jax.evaluation.study import bootstrap_mean
+from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, informed, on_mesh
+from wam_jax.sharding import batch_sharding
 from wam_jax.sim.rollout import rollout, wam_actor
 from wam_jax.sim.scene import OBJECT_COLORS, SHAPES, TABLE_COLOR, WALL_COLOR
 from wam_jax.sim.tabletop import Tabletop
@@ -132,15 +134,15 @@ class Robustness:
         return Rate(int(self.success[condition].sum()), self.success[condition].size)
 
     @property
-    def by_axis(self) -> dict[str, Bool[np.ndarray, "M"]]:
-        """Outcomes by axis, all strengths one after the other; the nominal first."""
+    def by_axis(self) -> dict[str, Float[np.ndarray, "N"]]:
+        """Share of an axis' strengths at which an episode succeeds; the nominal first."""
         names = dict.fromkeys(axis for axis, _ in self.success)
-        return {name: np.concatenate([x for (axis, _), x in self.success.items() if axis == name]) for name in names}
+        return {name: np.mean([x for (axis, _), x in self.success.items() if axis == name], 0) for name in names}
 
     @property
-    def axes(self) -> dict[str, Rate]:
-        """Success by axis."""
-        return {name: Rate(int(x.sum()), x.size) for name, x in self.by_axis.items()}
+    def axes(self) -> dict[str, Mean]:
+        """Success by axis, with an interval over episodes."""
+        return {name: bootstrap_mean(x[None]) for name, x in self.by_axis.items()}
 
     def summary(self) -> dict[str, Any]:
         """For ``summary.json``."""
@@ -163,21 +165,21 @@ def evaluate_robustness(task: TaskText, trained: Trained, config: EvaluationConf
     """
     env = Tabletop(task.name, image_size=trained.image_size, varied=True)
     plan = conditions(task.name, task.shapes)
-    count = config.robustness_episodes
+    count = min(config.robustness_episodes, config.episodes)
     rng = np.random.default_rng(config.seed)
-    own = shapes_of_training(task.shapes, count, config.seed)
-    neutral = own or jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), Variation())
+    keys, looks = jax.tree.map(lambda x: x[:count], episodes_of(task, config))
+    neutral = looks or jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), Variation())
     parts = [_changed(neutral, change, strength, count, rng) for (_, strength), change in plan.items()]
     everything = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    keys = np.tile(np.asarray(jax.random.key_data(episodes_of(task, config).keys[:count])), (len(plan), 1))
+    starts = np.tile(np.asarray(jax.random.key_data(keys)), (len(plan), 1))
     policy = dataclasses.replace(trained.policy, candidates=config.candidates)
     run = rollout(env, wam_actor(env, policy, config.execute), env.episode_steps)
-    params = jax.device_put(informed(task, trained.params), replicated(mesh))
-    total, size = len(keys), min(config.batch_size, len(keys))
+    params = jax.tree.map(lambda x: on_mesh(x, mesh), informed(task, trained.params))
+    total, size = len(starts), min(config.batch_size, len(starts))
     success: list[np.ndarray] = []
     for start in console.progress(range(0, total, size), f"robustness {task.name}"):
         rows = np.arange(start, start + size) % total  # the last batch wraps around instead of recompiling
-        part = jax.device_put(jax.tree.map(lambda x, r=rows: x[r], (keys, everything)), batch_sharding(mesh))
+        part = jax.device_put(jax.tree.map(lambda x, r=rows: x[r], (starts, everything)), batch_sharding(mesh))
         key = jax.random.fold_in(jax.random.key(config.seed), start + 1)
         outcome = run(params, jax.random.wrap_key_data(part[0]), key, part[1]).outcome
         success.append(np.asarray(outcome.success)[-1, : total - start])
@@ -209,13 +211,14 @@ def rows(results: Sequence[Robustness]) -> list[tuple[str, ...]]:
 
 def add_robustness(report: Report, results: Sequence[Robustness]) -> None:
     """A radar of all axes, and the table."""
-    figures = {r.task: {name: rate.rate for name, rate in r.axes.items()} for r in results}
+    figures = {r.task: {name: found.mean for name, found in r.axes.items()} for r in results}
     shared = [axis for axis in next(iter(figures.values())) if all(axis in rates for rates in figures.values())]
     series = {task: {axis: rates[axis] for axis in shared} for task, rates in figures.items()}
     report.add_image("Robustness", media.radar(series, "Success under changed conditions"))
     report.add_table("", COLUMNS, rows(results))
     report.add_text(
         "",
-        "The same episodes under every condition, strengths from a third to full. Shapes, combinations and colours are "
-        "ones that no demonstration had; what is to be done and what things are called stays.",
+        "The same episodes under every condition, strengths from a third to full; an axis' interval counts each "
+        "episode once. Shapes, combinations and colours are ones that no demonstration had (a colour that had every "
+        "shape keeps them); what is to be done and what things are called stays.",
     )

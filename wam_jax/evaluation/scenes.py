@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from wam_jax.sim import compilation
+from wam_jax.sim.demonstrations import reset_in_shapes
 from wam_jax.sim.tabletop import Tabletop
 
 _BATCH = 128
@@ -35,12 +36,12 @@ class Scenes(NamedTuple):
 
 
 @functools.cache  # several models are looked at on the same scenes
-def draw_scenes(task: str, image_size: int, count: int, seed: int) -> Scenes:
-    """One random moment of each of ``count`` episodes."""
-    env = Tabletop(task, image_size=image_size)
+def draw_scenes(task: str, image_size: int, count: int, seed: int, shapes: tuple[tuple[int, ...], ...] = ()) -> Scenes:
+    """One random moment of each of ``count`` episodes; ``shapes`` as in ``demonstrations.generate``."""
+    env = Tabletop(task, image_size=image_size, varied=bool(shapes))
 
     def run(keys: Array, times: Array):
-        states = jax.vmap(env.reset)(keys)
+        states = reset_in_shapes(env, keys, jax.random.fold_in(jax.random.key(seed), 1), shapes)
         resting = jax.vmap(env.facts)(states).objects[..., 2]
 
         def step(states, _):

@@ -57,6 +57,23 @@ class Rate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean of shares and its 95% interval. As text: ``.52 [.41, .63]``."""
+
+    mean: float
+    ci95: tuple[float, float]
+    n: int
+
+    def as_dict(self) -> dict[str, object]:
+        """For ``summary.json``."""
+        return {"mean": self.mean, "ci95": list(self.ci95), "n": self.n}
+
+    def __str__(self) -> str:
+        mean, low, high = (f"{value:.2f}".removeprefix("0") for value in (self.mean, *self.ci95))
+        return f"{mean} [{low}, {high}]"
+
+
+@dataclasses.dataclass(frozen=True)
 class Difference:
     """A difference of two rates and its 95% interval. As text: ``+.12 [+.01, +.23]``."""
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from wam_jax.evaluation.statistics import Difference, Rate
+from wam_jax.evaluation.statistics import Difference, Mean, Rate
 
+Shares = Bool[np.ndarray, "S N"] | Float[np.ndarray, "S N"]  # of an episode: success, or the share of several tries
 Outcomes = Bool[np.ndarray, "S N"]  # success by training seed and episode; episode i is the same one everywhere
 
 
@@ -28,27 +29,35 @@ def arm_result(outcomes: Outcomes) -> ArmResult:
     return ArmResult(Rate(int(outcomes.sum()), outcomes.size), seeds)
 
 
-def bootstrap_difference(a: Outcomes, b: Outcomes, draws: int = 10_000, seed: int = 0) -> Difference:
-    """Mean success of ``a`` minus that of ``b``, with the 95% interval of a two-level paired bootstrap.
+def bootstrap_difference(a: Shares, b: Shares, draws: int = 10_000, seed: int = 0) -> Difference:
+    """Mean success of ``a`` minus that of ``b``, with the 95% interval of a paired ``bootstrap_mean``.
 
-    Seeds are drawn anew with replacement, and so are episodes; both arms are read at the same ones. The interval so
-    covers training luck and the choice of episodes (Efron and Tibshirani 1993, chapters 8 and 13: percentiles).
+    Both arms are read at the same seeds and episodes.
 
     Raises:
       ValueError: the two do not have the same seeds and episodes.
     """
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(f"outcomes of shapes {a.shape} and {b.shape} are not paired; run both on the same episodes")
-    difference: Float[np.ndarray, "S N"] = a.astype(np.float64) - b
+    found = bootstrap_mean(a.astype(np.float64) - b, draws, seed)
+    return Difference(found.mean, found.ci95, found.n)
+
+
+def bootstrap_mean(values: Shares, draws: int = 10_000, seed: int = 0) -> Mean:
+    """The mean, with the 95% interval of a two-level bootstrap.
+
+    Seeds are drawn anew with replacement, and so are episodes. The interval so covers training luck and the choice of
+    episodes (Efron and Tibshirani 1993, chapters 8 and 13: percentiles).
+    """
     rng = np.random.default_rng(seed)
-    seeds, episodes = difference.shape
+    seeds, episodes = values.shape
     means = np.empty(draws)
     for draw in range(draws):
         rows = rng.integers(seeds, size=seeds)
         columns = rng.integers(episodes, size=episodes)
-        means[draw] = difference[np.ix_(rows, columns)].mean()
+        means[draw] = values[np.ix_(rows, columns)].mean()
     low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(float(difference.mean()), (float(low), float(high)), difference.size)
+    return Mean(float(values.mean()), (float(low), float(high)), values.size)
 
 
 def metric_table(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> list[tuple[str, ...]]:

@@ -207,7 +207,7 @@ def _run(
     run: Callable, params: Any, episodes: Episodes, config: EvaluationConfig, mesh: Mesh
 ) -> tuple[Controlled, float, Trace]:
     """Outcomes of all episodes, the seconds that one batch took once compiled, and the first batch's trace."""
-    params = jax.tree.map(lambda x: _on_mesh(x, mesh), params)
+    params = jax.tree.map(lambda x: on_mesh(x, mesh), params)
     size = min(config.batch_size, config.episodes)
     success, wrong, seconds = [], [], []
     first: Trace | None = None
@@ -227,7 +227,7 @@ def _run(
     return controlled, min(seconds), first
 
 
-def _on_mesh(x: jax.Array, mesh: Mesh) -> jax.Array:
+def on_mesh(x: jax.Array, mesh: Mesh) -> jax.Array:
     """``x`` on the mesh: cut as it is there already, or on every device."""
     here = isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
     return x if here else jax.device_put(x, replicated(mesh))

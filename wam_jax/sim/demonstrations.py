@@ -77,14 +77,7 @@ def _generate(
     shapes: tuple[tuple[int, ...], ...],
 ) -> Demonstrations:
     reset_key, noise_key = jax.random.split(key)
-    starts = jax.random.split(reset_key, num_episodes)
-    if shapes:
-        keys = jax.random.split(jax.random.fold_in(key, 3), len(shapes))
-        drawn = [jax.random.choice(k, jnp.array(own), (num_episodes,)) for k, own in zip(keys, shapes, strict=True)]
-        look = jnp.stack(drawn, 1)
-        states = jax.vmap(lambda key, look: env.reset(key, Variation(object_shapes=look)))(starts, look)
-    else:
-        states = jax.vmap(env.reset)(starts)
+    states = reset_in_shapes(env, jax.random.split(reset_key, num_episodes), jax.random.fold_in(key, 3), shapes)
     if wander_steps:
         states = wander(env, states, jax.random.fold_in(key, 2), wander_steps)
 
@@ -108,6 +101,17 @@ def _generate(
         success=success,
         instruction=states.instruction,
     )
+
+
+def reset_in_shapes(
+    env: Tabletop, keys: PRNGKeyArray, key: PRNGKeyArray, shapes: tuple[tuple[int, ...], ...]
+) -> SimState:
+    """New episodes, with the looks of each drawn from ``shapes`` (as in ``generate``)."""
+    if not shapes:
+        return jax.vmap(env.reset)(keys)
+    draws = zip(jax.random.split(key, len(shapes)), shapes, strict=True)
+    looks = jnp.stack([jax.random.choice(k, jnp.array(own), (len(keys),)) for k, own in draws], 1)
+    return jax.vmap(lambda start, look: env.reset(start, Variation(object_shapes=look)))(keys, looks)
 
 
 def wander(env: Tabletop, states: SimState, key: PRNGKeyArray, steps: int) -> SimState:
