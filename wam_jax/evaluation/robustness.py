@@ -1,8 +1,8 @@
-"""Success under changed conditions: axes of graded strength, the same episodes under every condition, one batched run.
+"""Success under changed conditions: axes of graded strength, the same episodes under each, one batched run.
 
 Seven axes, as LIBERO-Plus has them: camera, robot's start, wording, light, background, sensor noise and layout. And
-looks that demonstrations did not have: colours, shapes, and combinations of the two (a colour that had every shape keeps
-them).
+looks that demonstrations did not have: colours, shapes, and combinations of the two (a colour that had every shape
+keeps them).
 """
 
 import dataclasses

@@ -80,6 +80,7 @@ class Context:
       time: control step of "now", added to rotary positions; rollouts with a history count on, else None.
       episode: as in ``Known``, of each block.
       lens: what passes show and change.
+      attention: what the lens showed of it when groups were added to the cache last; see ``Shown``.
     """
 
     cache: Cache
@@ -91,6 +92,7 @@ class Context:
     time: Float[Array, ""] | None = None
     episode: Int[Array, "B b"] | None = None
     lens: Lens | None = None
+    attention: Float[Array, "layers B H n"] | None = None
 
 
 class WorldActionModel(nnx.Module):
@@ -160,9 +162,9 @@ class WorldActionModel(nnx.Module):
     ) -> Context:
         """Runs groups whose tokens will not change and adds them to the cache."""
         if not groups:
-            return context
+            return dataclasses.replace(context, attention=None)
         ran = self._run(context, groups, known, noisy or {}, keep=True)
-        return dataclasses.replace(context, cache=context.cache + ran.cache)
+        return dataclasses.replace(context, cache=context.cache + ran.cache, attention=ran.shown.attention)
 
     def predict(
         self,

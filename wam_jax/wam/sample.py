@@ -199,13 +199,11 @@ class _Sampler:
         self.known = dataclasses.replace(self.known, values={**self.known.values, name: data})
 
     def _extend(self, context: Context, known: Known, groups: Iterable[Group]) -> Context:
-        new = [g for g in groups if g not in context.cache.groups and not self._watched(g)]
-        return self.model.extend(context, new, known, self.states)
-
-    def _watched(self, group: Group) -> bool:
-        """Whether a lens shows the attention of a group, which therefore runs in the steps."""
-        lens = self.context.lens
-        return lens is not None and lens.shows(self.model.spec, group)
+        new = [g for g in groups if g not in context.cache.groups]
+        context = self.model.extend(context, new, known, self.states)
+        if context.attention is not None:  # of readers that run once, such as a diffusion head's queries
+            self.attention.append(context.attention[None])
+        return context
 
     def _without_text(self) -> tuple[Context, Known]:
         nothing = dataclasses.replace(self.known, text=without_text(self.known.text))
