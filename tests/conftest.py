@@ -105,7 +105,7 @@ def batch() -> Batch:
 
 
 # Files that take a minute or more, longest first: begun last, one of them would keep a single worker busy at the end.
-LONG = ("training/test_resume.py", "test_sharding.py", "sim/", "wam/test_model.py", "objectives/", "wam/", "weights/")
+LONG = ("test_sharding.py", "sim/", "wam/test_model.py", "objectives/", "wam/", "weights/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

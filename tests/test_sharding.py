@@ -41,7 +41,7 @@ MESHES = [
 def two_steps(tiny, batch, sizes, devices):
     """Parameters before, the state after two train steps, and the last metrics."""
     mesh = make_mesh(sizes, devices)
-    definition = tiny.define(video_batch_share=1.0)
+    definition = tiny.define(video_batch_share=1.0, action_draws=1)
     # Adam with its usual epsilon turns gradients that are mere rounding into whole steps of either sign.
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, b2=0.98, eps=1e-3))
     shardings = state_shardings(definition, optimizer, mesh)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from wam_jax.objectives.flow_matching import flow_matching_loss, known_from_batch, masked_mean
 from wam_jax.training.losses import wam_loss
+from wam_jax.wam.lens import Shown
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.noise import (
     Asynchronous,
@@ -42,7 +43,7 @@ def loss(tiny, batch, monkeypatch):
                 s.name: model.layout.future(s, known.values[s.name]) for s in model.spec.streams if s.role != "context"
             }
 
-            def predict(self, context, groups, known, noisy, streams):
+            def look(self, context, groups, known, noisy, streams):
                 found = {}
                 for stream in streams:
                     data = clean[stream][: len(known.embodiment), None]
@@ -53,9 +54,9 @@ def loss(tiny, batch, monkeypatch):
                     level = jnp.repeat(level, data.shape[2] // level.shape[2] if level.shape[2] > 1 else 1, axis=2)
                     level = level.reshape(*level.shape, *[1] * (data.ndim - 3))
                     found[stream] = (noisy[stream].values - data) / jnp.maximum(level, 1e-6) + error
-                return found
+                return found, Shown({})
 
-            monkeypatch.setattr(WorldActionModel, "predict", predict)
+            monkeypatch.setattr(WorldActionModel, "look", look)
             monkeypatch.setattr(WorldActionModel, "extend", lambda self, context, groups, known, noisy=None: context)
         total, metrics = jax.jit(lambda: flow_matching_loss(model, known, jax.random.key(0)))()
         return float(total), {key: float(value) for key, value in metrics.items()}
@@ -140,9 +141,9 @@ def test_action_free_video_has_no_action_loss_and_pure_noise_for_actions(loss, b
 
     def spy(self, context, groups, known, noisy, streams):
         seen.update(noisy)
-        return {name: jnp.zeros_like(noisy[name].values) for name in streams}
+        return {name: jnp.zeros_like(noisy[name].values) for name in streams}, Shown({})
 
-    monkeypatch.setattr(WorldActionModel, "predict", spy)
+    monkeypatch.setattr(WorldActionModel, "look", spy)
     monkeypatch.setattr(WorldActionModel, "extend", lambda self, context, groups, known, noisy=None: context)
     half = dataclasses.replace(batch, action_mask=np.where(np.arange(8)[:, None, None] < 4, False, batch.action_mask))
     flow_matching_loss(model, known_from_batch(model, half, jnp.asarray(batch.latents)), jax.random.key(0))
@@ -165,7 +166,7 @@ def test_text_is_dropped_for_its_share(tiny, batch, monkeypatch):
     definition = tiny.define("fast_wam", text_dropout=0.5)
     model = definition.bind(tiny.params(definition))
 
-    def begin(self, known, time=None):
+    def begin(self, known, time=None, lens=None):
         texts.append(known.text)
         raise StopIteration  # the rest takes long and drops nothing
 

@@ -100,6 +100,7 @@ def test_a_policy_told_another_object_acts_otherwise_but_is_judged_alike(trace, 
     assert float(jnp.abs(trace.outcome.error - misinformed.outcome.error).max()) > 0
 
 
+@pytest.mark.slow
 def test_a_trace_is_drawn_as_the_states_would_be(env, keys, trace):
     starts = compilation.jit(jax.vmap(env.reset))(keys)
     frames = draw(env)(trace.stage)

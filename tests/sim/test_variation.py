@@ -126,6 +126,7 @@ def geoms_seen(env, ids) -> set[str]:
     return {env.model.geom(int(i)).name for i in np.unique(ids) if i >= 0}
 
 
+@pytest.mark.slow
 def test_a_scene_that_can_vary_looks_as_ever_until_it_does(varied, reach, seen):
     env, looks = varied
     state, pictures, ids, _ = looks["own"]
@@ -135,6 +136,7 @@ def test_a_scene_that_can_vary_looks_as_ever_until_it_does(varied, reach, seen):
     assert (names[ids] == expected[seen["neutral"][2]]).mean() > 0.999
 
 
+@pytest.mark.slow
 def test_objects_take_another_shape_and_stay_where_they_are(varied):
     env, looks = varied
     own, cubes = geoms_seen(env, looks["own"][2]), geoms_seen(env, looks["cubes"][2])
@@ -146,6 +148,7 @@ def test_objects_take_another_shape_and_stay_where_they_are(varied):
     assert np.abs(centres[0] - centres[1]).max() < 2
 
 
+@pytest.mark.slow
 def test_distractors_are_apart_from_everything_and_seen(varied):
     env, looks = varied
     state, _, ids, _ = looks["distractors"]

@@ -18,6 +18,7 @@ from wam_jax import assets
 from wam_jax.encoders import minilm
 from wam_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow  # three processes; test_checkpoint.py resumes within one
 ROOT = Path(__file__).parents[2]
 CAMERAS = {"front": (16, 16), "wrist": (16, 16)}
 

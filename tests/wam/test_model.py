@@ -159,8 +159,7 @@ def test_untrained_model_predicts_no_motion(tiny, batch):
 
 
 def loss_and_gradient(tiny, batch, name, **changes):
-    few = {"action_draws": 1, "video_batch_share": 1.0} if name == "fast_wam" else {}  # compiles sooner
-    definition = tiny.define(name, **few, **changes)
+    definition = tiny.define(name, **changes)
 
     def loss(params):
         model = definition.bind(params)
@@ -171,14 +170,15 @@ def loss_and_gradient(tiny, batch, name, **changes):
     return jax.jit(jax.value_and_grad(loss))(tiny.params(definition))
 
 
+@pytest.mark.slow  # compiles gradients of whole losses
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
         ("fast_wam", {"unroll": 2, "remat": "full"}),
-        pytest.param("fast_wam", {"unroll": 2}, marks=pytest.mark.slow),
-        pytest.param("fast_wam", {"remat": "dots"}, marks=pytest.mark.slow),
-        pytest.param("agra", {"unroll": 2}, marks=pytest.mark.slow),
-        pytest.param("agra", {"remat": "full"}, marks=pytest.mark.slow),
+        ("fast_wam", {"unroll": 2}),
+        ("fast_wam", {"remat": "dots"}),
+        ("agra", {"unroll": 2}),
+        ("agra", {"remat": "full"}),
     ],
     ids=str,
 )

@@ -13,6 +13,7 @@ from wam_jax.objectives.flow_matching import known_from_batch
 from wam_jax.policy import present
 from wam_jax.wam.history import empty_history, generate, observe
 from wam_jax.wam.layout import Layout
+from wam_jax.wam.lens import Shown
 from wam_jax.wam.model import Known, Noisy, WorldActionModel
 from wam_jax.wam.sample import level_table, needed_moves, sample
 from wam_jax.wam.spec import Mode, Move, Stage
@@ -20,18 +21,18 @@ from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED, sees_imagined
 
 
 def oracle(data):
-    """A ``predict`` that knows the data x, so its velocity is exact: ε - x = (x_t - x) / t."""
+    """A ``look`` that knows the data x, so its velocity is exact: ε - x = (x_t - x) / t."""
 
-    def predict(self, context, groups, known, noisy, streams):
+    def look(self, context, groups, known, noisy, streams):
         found = {}
         for name in streams:
             state, clean = noisy[name], data[name][:, None]
             level = state.level.reshape(*state.level.shape, *[1] * (clean.ndim - 3))
             predicted = self.spec.stream(name).role == "predicted"
             found[name] = clean if predicted else (state.values - clean) / level
-        return found
+        return found, Shown({})
 
-    return predict
+    return look
 
 
 def now(model, batch) -> Known:
@@ -53,7 +54,7 @@ def test_the_oracle_samples_the_data_whatever_the_schedule(tiny, batch, name, so
         "depth": jnp.asarray(batch.streams["depth"].values[:, 1:]),
         "action": jnp.asarray(batch.actions),
     }
-    monkeypatch.setattr(WorldActionModel, "predict", oracle(data))
+    monkeypatch.setattr(WorldActionModel, "look", oracle(data))
     mode = model.spec.mode("policy")
     # Heun looks at the end of its last step, where an oracle divides by zero: stop just before.
     stages = tuple(dataclasses.replace(s, solver=solver, steps=min(s.steps, 8)) for s in mode.stages)

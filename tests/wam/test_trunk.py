@@ -216,9 +216,9 @@ def check_against_dense(coupling: str, time: str, cross: str, frames: int) -> No
     @jax.jit
     def run(params):
         trunk, text = definition.bind(params), make_text(spec)
-        together, _ = trunk(make_tokens(spec, groups), text)
+        together, *_ = trunk(make_tokens(spec, groups), text)
         cache = trunk(make_tokens(spec, prefix), text, keep=True)[1] if prefix else None
-        later, _ = trunk(make_tokens(spec, rest), text, *([cache] if cache else []))
+        later, *_ = trunk(make_tokens(spec, rest), text, *([cache] if cache else []))
         return together, later, DenseTrunk(trunk, make_tokens(spec, groups), text).run()
 
     leaves, tree = jax.tree.flatten(definition.shapes())
