@@ -40,8 +40,8 @@ from wam_jax.evaluation.report import Report, environment, write_summary
 from wam_jax.evaluation.robustness import evaluate_robustness
 from wam_jax.evaluation.scene_probe import probe_tokenizer
 from wam_jax.evaluation.scenes import draw_scenes
-from wam_jax.evaluation.statistics import Rate
-from wam_jax.evaluation.study import arm_result, bootstrap_difference, bootstrap_mean, metric_table, study_rows
+from wam_jax.evaluation.statistics import Rate, mean_share
+from wam_jax.evaluation.study import arm_result, bootstrap_difference, metric_table, study_rows
 from wam_jax.evaluation.study_metrics import heldout_metrics
 from wam_jax.evaluation.success import EvaluationConfig, policy_outcomes
 from wam_jax.training.restore import load_trained
@@ -254,7 +254,7 @@ def _add_changed(report: Report, study: ConfigDict, finished: dict[str, list[Arm
     if not axes:
         return {}
     outcomes = {a: {name: np.stack([run.changed[a] for run in runs]) for name, runs in finished.items()} for a in axes}
-    arms = {axis: {name: bootstrap_mean(x) for name, x in found.items()} for axis, found in outcomes.items()}
+    arms = {axis: {name: mean_share(x) for name, x in found.items()} for axis, found in outcomes.items()}
     gaps = {
         axis: {f"{a} - {b}": bootstrap_difference(found[a], found[b]) for a, b in study.compare}
         for axis, found in outcomes.items()

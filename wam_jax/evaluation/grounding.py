@@ -60,8 +60,8 @@ class Sensitivity:
 
     def summary(self) -> dict[str, Any]:
         return {
-            "ratio": self.ratio,
-            "ci95": list(self.interval()),
+            "ratio": self.ratio if self.moved else None,
+            "ci95": list(self.interval()) if self.moved else None,
             "inside": float(self.inside.mean()),
             "outside": float(self.outside.mean()),
             "n": len(self.inside),
@@ -98,7 +98,10 @@ class Grounding:
         }
         if self.in_mask is not None and self.centroid_error is not None:
             by_layer = self.in_mask.mean((1, 3))
-            found["attention_in_mask"] = {p: row.tolist() for p, row in zip(self.parts, by_layer, strict=True)}
+            found["attention_in_mask"] = {
+                part: None if np.isnan(row).any() else row.tolist()  # a part that no scene shows
+                for part, row in zip(self.parts, by_layer, strict=True)
+            }
             found["attention_in_mask_best_head"] = float(self.in_mask[-1].mean(0).max())
             found["centroid_error"] = self.centroid_error.mean((0, 2)).tolist()
         return found
@@ -166,7 +169,7 @@ def intervention(
     """The ``Lens.change`` of positions ``chosen``.
 
     "zero": nothing is read there; "mean": the mean of all positions; "shuffle": the chosen ones in another order;
-    "swap": they change places with as many of ``other``.
+    "swap": what as many of ``other`` hold.
 
     Raises:
       ValueError: for another kind.
@@ -184,7 +187,7 @@ def intervention(
         elif kind == "swap":
             theirs = rng.permutation(np.flatnonzero(rest))[: len(places)]
             mine = rng.permutation(places)[: len(theirs)]
-            matrix[mine], matrix[theirs] = np.eye(count)[theirs], np.eye(count)[mine]
+            matrix[mine] = np.eye(count)[theirs]
         else:
             raise ValueError(f"intervention {kind!r} is unknown (has: {', '.join(KINDS)})")
     return change
@@ -195,7 +198,7 @@ def matched(
 ) -> tuple[Bool[np.ndarray, "N n"], Bool[np.ndarray, "N n"]]:
     """As many random positions inside each mask as outside it: as many as there are on both sides.
 
-    ``spare``: as many again are left outside, for those chosen there to change places with.
+    ``spare``: as many again are left outside, for those chosen there to be swapped for.
     """
     chosen = np.zeros((2, *inside.shape), bool)
     for number, row in enumerate(inside):
@@ -236,7 +239,7 @@ def diagnose(
     moved: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
     for kind, _ in console.progress(todo, label):
         mine, theirs = matched(inside, rng, spare=kind == "swap")
-        # Background changes places with other background, so that nothing of the mask comes into play.
+        # Background is swapped for other background, so that nothing of the mask comes into play.
         changes = intervention(kind, mine, ~inside, rng), intervention(kind, theirs, ~inside & ~theirs, rng)
         moved[kind].append(np.stack([_distance(act(Lens(change=jnp.asarray(change)))[0], plain) for change in changes]))
     sensitivity = {

@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float
 from wam_jax import console
 from wam_jax.evaluation import media
 from wam_jax.evaluation.report import Report
-from wam_jax.evaluation.statistics import Mean, Rate
-from wam_jax.evaluation.study import bootstrap_mean
+from wam_jax.evaluation.statistics import Mean, Rate, mean_share
 from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, informed, on_mesh
 from wam_jax.sharding import batch_sharding
 from wam_jax.sim.rollout import rollout, wam_actor
@@ -142,7 +141,7 @@ class Robustness:
     @property
     def axes(self) -> dict[str, Mean]:
         """Success by axis, with an interval over episodes."""
-        return {name: bootstrap_mean(x[None]) for name, x in self.by_axis.items()}
+        return {name: mean_share(x) for name, x in self.by_axis.items()}
 
     def summary(self) -> dict[str, Any]:
         """For ``summary.json``."""

@@ -5,10 +5,10 @@ import math
 import statistics
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a binomial rate (Wilson 1927; Newcombe 1998, Stat. Med. 17:857, method 3).
 
     Unlike the normal approximation it stays inside [0, 1] and keeps its coverage near 0 and 1.
@@ -71,6 +71,14 @@ class Mean:
     def __str__(self) -> str:
         mean, low, high = (f"{value:.2f}".removeprefix("0") for value in (self.mean, *self.ci95))
         return f"{mean} [{low}, {high}]"
+
+
+def mean_share(shares: Float[np.ndarray, "*N"] | Bool[np.ndarray, "*N"]) -> Mean:
+    """The mean of what share of its tries each episode succeeds at, with Wilson's interval of as many episodes.
+
+    Shares scatter less than successes of the same mean do, so the interval is rather too wide.
+    """
+    return Mean(float(shares.mean()), wilson_interval(float(shares.sum()), shares.size), shares.size)
 
 
 @dataclasses.dataclass(frozen=True)

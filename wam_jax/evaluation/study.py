@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from wam_jax.evaluation.statistics import Difference, Mean, Rate
+from wam_jax.evaluation.statistics import Difference, Rate
 
 Shares = Bool[np.ndarray, "S N"] | Float[np.ndarray, "S N"]  # of an episode: success, or the share of several tries
 Outcomes = Bool[np.ndarray, "S N"]  # success by training seed and episode; episode i is the same one everywhere
@@ -30,34 +30,26 @@ def arm_result(outcomes: Outcomes) -> ArmResult:
 
 
 def bootstrap_difference(a: Shares, b: Shares, draws: int = 10_000, seed: int = 0) -> Difference:
-    """Mean success of ``a`` minus that of ``b``, with the 95% interval of a paired ``bootstrap_mean``.
+    """Mean success of ``a`` minus that of ``b``, with the 95% interval of a two-level paired bootstrap.
 
-    Both arms are read at the same seeds and episodes.
+    Seeds are drawn anew with replacement, and so are episodes; both arms are read at the same ones. The interval so
+    covers training luck and the choice of episodes (Efron and Tibshirani 1993, chapters 8 and 13: percentiles).
 
     Raises:
       ValueError: the two do not have the same seeds and episodes.
     """
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(f"outcomes of shapes {a.shape} and {b.shape} are not paired; run both on the same episodes")
-    found = bootstrap_mean(a.astype(np.float64) - b, draws, seed)
-    return Difference(found.mean, found.ci95, found.n)
-
-
-def bootstrap_mean(values: Shares, draws: int = 10_000, seed: int = 0) -> Mean:
-    """The mean, with the 95% interval of a two-level bootstrap.
-
-    Seeds are drawn anew with replacement, and so are episodes. The interval so covers training luck and the choice of
-    episodes (Efron and Tibshirani 1993, chapters 8 and 13: percentiles).
-    """
+    difference: Float[np.ndarray, "S N"] = a.astype(np.float64) - b
     rng = np.random.default_rng(seed)
-    seeds, episodes = values.shape
+    seeds, episodes = difference.shape
     means = np.empty(draws)
     for draw in range(draws):
         rows = rng.integers(seeds, size=seeds)
         columns = rng.integers(episodes, size=episodes)
-        means[draw] = values[np.ix_(rows, columns)].mean()
+        means[draw] = difference[np.ix_(rows, columns)].mean()
     low, high = np.quantile(means, [0.025, 0.975])
-    return Mean(float(values.mean()), (float(low), float(high)), values.size)
+    return Difference(float(difference.mean()), (float(low), float(high)), difference.size)
 
 
 def metric_table(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> list[tuple[str, ...]]:
