@@ -160,6 +160,7 @@ def radar(series: Mapping[str, Mapping[str, float]], title: str) -> bytes:
     axes.set_yticks([0.25, 0.5, 0.75, 1.0])
     axes.tick_params(colors=_INK, labelsize=9)
     axes.grid(color=_INK, alpha=0.35, linewidth=0.8)
+    axes.tick_params(axis="x", pad=12)
     axes.spines["polar"].set_color(_INK)
     if len(series) > 1:
         axes.legend(frameon=False, labelcolor=_INK, fontsize=9, loc="lower right", bbox_to_anchor=(1.25, -0.1))
