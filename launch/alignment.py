@@ -1,17 +1,15 @@
 """What ``config.alignment`` asks for: a variant of the model, and its teacher's features of every frame."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from data_pipelines import beside
 from data_pipelines.batches import LatentSource, TaughtLatents
 from data_pipelines.latents import Identity, LatentCache
 from launch.config import ConfigError
-from launch.data import LATENTS, Data
+from launch.data import Data, latents_folder
 from wam_jax.encoders import registry
 from wam_jax.encoders.frozen import FrozenEncoder
 from wam_jax.objectives.hidden_alignment import video_stream
@@ -19,8 +17,6 @@ from wam_jax.wam.spec import Spec
 
 # The pass whose tokens are aligned, by variant.
 VARIANTS = {"none": None, "frozen": None, "shared": "video", "video": "video", "action_condition": "action_condition"}
-
-
 TEACHER_FIELDS = ("teacher", "teacher_size", "random_teacher")  # of config.alignment
 
 
@@ -85,12 +81,11 @@ def with_features(
     taught: list[LatentSource] = []
     for number, (store, source) in enumerate(zip(data.train, latents, strict=True)):
         identity = Identity(key, store.fingerprint, windows.cameras, windows.image_size)
-        dataset = Path(data.config.datasets[number % len(data.config.datasets)])
         features = LatentCache.build(
             store,
             windows.cameras,
             lambda images: encode(teacher, images),
-            beside.writable(dataset, LATENTS) / identity.folder,
+            latents_folder(data, number, identity),
             key,
             image_size=windows.image_size,
             num_threads=data.config.threads,

@@ -194,8 +194,7 @@ def build_latents(data: Data, tokenizer: Tokenizer, key: str) -> list[LatentSour
     for number, store in enumerate(data.train):
         columns = windows.image_columns
         identity = Identity(key, store.fingerprint, columns, windows.image_size, next(iter(spacing), None))
-        dataset = Path(data.config.datasets[number % len(data.config.datasets)])
-        where = beside.writable(dataset, LATENTS) / identity.folder
+        where = latents_folder(data, number, identity)
         options = {"image_size": windows.image_size, "num_threads": data.config.threads}
         encoder = _Encoder(tokenizer)
         if tokenizer.config.temporal:
@@ -203,6 +202,12 @@ def build_latents(data: Data, tokenizer: Tokenizer, key: str) -> list[LatentSour
         else:
             caches.append(LatentCache.build(store, columns, encoder.single, where, key, batch_size=512, **options))
     return caches
+
+
+def latents_folder(data: Data, number: int, identity: Identity) -> Path:
+    """Where what was computed of the frames of a training store is kept: beside its dataset."""
+    dataset = Path(data.config.datasets[number % len(data.config.datasets)])  # splits of the datasets come in turn
+    return beside.writable(dataset, LATENTS) / identity.folder
 
 
 class _Encoder:

@@ -55,12 +55,19 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     report_evaluation(report, config, trained, results)
     summary = {"tasks": {r.task: r.summary() for r in results}, "step": trained.step, "seconds": seconds}
     console.table("Closed-loop evaluation", COLUMNS, result_rows(results))
+    written = _write(out, report, summary)  # after each part, so that none is lost to what goes wrong in the next
     if args.grounding:
         summary["grounding"] = report_grounding(report, config, trained, results)
+        written = _write(out, report, summary)
     if args.robustness:
         summary["robustness"] = report_robustness(report, config, trained, tasks, mesh)
+        written = _write(out, report, summary)
+    console.log(f"wrote {written}")
+
+
+def _write(out: Path, report: Report, summary: Mapping[str, Any]) -> Path:
     write_summary(out, summary)
-    console.log(f"wrote {report.write(out)}")
+    return report.write(out)
 
 
 def evaluate(
@@ -81,16 +88,12 @@ def report_grounding(
     report: Report, config: ConfigDict, trained: Trained, results: Sequence[TaskResult]
 ) -> dict[str, Any]:
     """What actions look at and depend on, into the report, the console and a summary."""
-    cameras, told, execute = (
-        trained.meta["identity"]["data"]["cameras"],
-        trained.meta["config"],
-        config.evaluation.execute,
-    )
+    told, cameras = trained.meta["config"], trained.meta["identity"]["data"]["cameras"]
     found, films = {}, {}
     for result in results:
         task = described_task(told, result.task)
         found[result.task] = ground(trained, task, config.evaluation.grounding_scenes)
-        films[result.task] = ground_films(trained, task, result, cameras, execute)
+        films[result.task] = ground_films(trained, task, result, cameras, config.evaluation.execute)
     add_grounding(report, found, films)
     console.table("What actions look at", ATTENTION_COLUMNS, attention_rows(found))
     console.table("What actions depend on", SENSITIVITY_COLUMNS, sensitivity_rows(found))

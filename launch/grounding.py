@@ -11,6 +11,7 @@ from wam_jax.evaluation.grounding import Act, Grounding, acting, diagnose, heat
 from wam_jax.evaluation.grounding_report import heat_film
 from wam_jax.evaluation.scenes import draw_scenes
 from wam_jax.evaluation.success import TaskResult, TaskText
+from wam_jax.sim.tabletop import PARTS
 from wam_jax.training.restore import Trained
 from wam_jax.types import Observation, Text
 from wam_jax.wam.lens import Lens
@@ -23,8 +24,9 @@ def ground(trained: Trained, task: TaskText, scenes: int) -> Grounding:
     """Diagnostics on so many moments of the scripted expert's episodes."""
     found = draw_scenes(task.name, trained.image_size, scenes, _SEED, task.shapes)
     act = _act(trained, task, found.images, found.proprio, found.instruction)
-    parts = ("hand", "object", "goal")[: found.masks.shape[1]]
-    return diagnose(act, parts, found.masks, _model(trained).layout.grid, label=f"ground {task.name}")
+    return diagnose(
+        act, PARTS[: found.masks.shape[1]], found.masks, _model(trained).layout.grid, label=f"ground {task.name}"
+    )
 
 
 def ground_films(

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wam_jax.objectives.flow_matching import flow_matching_loss, known_from_batch, masked_mean
+from wam_jax.objectives.flow_matching import flow_matching_loss, known_from_batch
+from wam_jax.objectives.masked import masked_mean
 from wam_jax.training.losses import wam_loss
 from wam_jax.wam.lens import Shown
 from wam_jax.wam.model import WorldActionModel
@@ -43,7 +44,7 @@ def loss(tiny, batch, monkeypatch):
                 s.name: model.layout.future(s, known.values[s.name]) for s in model.spec.streams if s.role != "context"
             }
 
-            def look(self, context, groups, known, noisy, streams):
+            def predict(self, context, groups, known, noisy, streams):
                 found = {}
                 for stream in streams:
                     data = clean[stream][: len(known.embodiment), None]
@@ -56,7 +57,7 @@ def loss(tiny, batch, monkeypatch):
                     found[stream] = (noisy[stream].values - data) / jnp.maximum(level, 1e-6) + error
                 return found, Shown({})
 
-            monkeypatch.setattr(WorldActionModel, "look", look)
+            monkeypatch.setattr(WorldActionModel, "predict", predict)
             monkeypatch.setattr(WorldActionModel, "extend", lambda self, context, groups, known, noisy=None: context)
         total, metrics = jax.jit(lambda: flow_matching_loss(model, known, jax.random.key(0)))()
         return float(total), {key: float(value) for key, value in metrics.items()}
@@ -143,7 +144,7 @@ def test_action_free_video_has_no_action_loss_and_pure_noise_for_actions(loss, b
         seen.update(noisy)
         return {name: jnp.zeros_like(noisy[name].values) for name in streams}, Shown({})
 
-    monkeypatch.setattr(WorldActionModel, "look", spy)
+    monkeypatch.setattr(WorldActionModel, "predict", spy)
     monkeypatch.setattr(WorldActionModel, "extend", lambda self, context, groups, known, noisy=None: context)
     half = dataclasses.replace(batch, action_mask=np.where(np.arange(8)[:, None, None] < 4, False, batch.action_mask))
     flow_matching_loss(model, known_from_batch(model, half, jnp.asarray(batch.latents)), jax.random.key(0))

@@ -114,15 +114,15 @@ def test_the_pass_that_actions_read_is_the_same_in_training_and_in_acting(tiny, 
     definition = tiny.define("agra")
     model = definition.bind(tiny.params(definition))
     assert model.spec.stream("features").noise.distribution == Fixed(1.0)
-    noisy, look = {}, WorldActionModel.look
+    noisy, predict = {}, WorldActionModel.predict
 
     def spy(self, context, groups, known, states, streams):
-        found = look(self, context, groups, known, states, streams)
+        found = predict(self, context, groups, known, states, streams)
         if "action" in streams:
             noisy.update(training=(states["features"], tuple(found[1].layers.items())))
         return found
 
-    monkeypatch.setattr(WorldActionModel, "look", spy)
+    monkeypatch.setattr(WorldActionModel, "predict", spy)
     lens = Lens(layers=(0, 1))
     watch = Auxiliary(name="none", weight=0.0, lens=lens, stream="features", loss=lambda shown: jnp.zeros(()))
     group = next(g for g in model.layout.groups if g.stream == "features")

@@ -52,7 +52,7 @@ class Predictions:
     def _predict(self, params, known, noisy):
         model = self.definition.bind(params)
         names = model.spec.generated
-        return model.predict(model.begin(known), model.layout.needed(names), known, noisy, names)
+        return model.predict(model.begin(known), model.layout.needed(names), known, noisy, names)[0]
 
     def __call__(self, known=None, noisy=None) -> dict[str, np.ndarray]:
         return jax.tree.map(np.asarray, self._run(self.params, known or self.known, noisy or self.noisy))

@@ -73,7 +73,7 @@ def predict(model: WorldActionModel, batch: Batch, noise: dict[str, np.ndarray])
         known = known_from_batch(model, batch, jnp.asarray(batch.latents))
         context = model.extend(model.begin(known), model.layout.context, known)
         groups = [g for g in model.layout.needed(model.spec.generated) if g not in context.cache.groups]
-        return model.predict(context, groups, known, noisy, model.spec.generated)
+        return model.predict(context, groups, known, noisy, model.spec.generated)[0]
 
     return {name: np.asarray(x)[:, 0] for name, x in run().items()}
 

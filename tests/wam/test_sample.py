@@ -21,9 +21,9 @@ from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED, sees_imagined
 
 
 def oracle(data):
-    """A ``look`` that knows the data x, so its velocity is exact: ε - x = (x_t - x) / t."""
+    """A ``predict`` that knows the data x, so its velocity is exact: ε - x = (x_t - x) / t."""
 
-    def look(self, context, groups, known, noisy, streams):
+    def predict(self, context, groups, known, noisy, streams):
         found = {}
         for name in streams:
             state, clean = noisy[name], data[name][:, None]
@@ -32,7 +32,7 @@ def oracle(data):
             found[name] = clean if predicted else (state.values - clean) / level
         return found, Shown({})
 
-    return look
+    return predict
 
 
 def now(model, batch) -> Known:
@@ -54,7 +54,7 @@ def test_the_oracle_samples_the_data_whatever_the_schedule(tiny, batch, name, so
         "depth": jnp.asarray(batch.streams["depth"].values[:, 1:]),
         "action": jnp.asarray(batch.actions),
     }
-    monkeypatch.setattr(WorldActionModel, "look", oracle(data))
+    monkeypatch.setattr(WorldActionModel, "predict", oracle(data))
     mode = model.spec.mode("policy")
     # Heun looks at the end of its last step, where an oracle divides by zero: stop just before.
     stages = tuple(dataclasses.replace(s, solver=solver, steps=min(s.steps, 8)) for s in mode.stages)
@@ -114,7 +114,7 @@ def test_dropping_the_future_changes_actions_by_nothing(tiny, batch):
     beside = sample(model, known, key, "joint", steps=3)
     assert set(beside) == {"action", "video"}
     np.testing.assert_allclose(alone, beside["action"], rtol=1e-5, atol=1e-5)
-    run = jax.jit(lambda noise: model.predict(model.begin(known), groups, known, {**states, "video": noise}, names))
+    run = jax.jit(lambda noise: model.predict(model.begin(known), groups, known, {**states, "video": noise}, names)[0])
     names = ("action", "video")
     groups = model.layout.needed(names)
     shapes = {n: (8, 1, *model.layout.future_shape(model.spec.stream(n))) for n in names}
@@ -279,12 +279,12 @@ def test_rolling_cache_equals_the_whole_window(tiny, batch, name, chunk):
     def run():
         noisy = {n: Noisy(values=jnp.asarray(v), level=level) for n, v in future.items()}
         groups = model.layout.needed(names, 2)
-        whole = model.predict(model.begin(window), groups, window, noisy, names)
+        whole = model.predict(model.begin(window), groups, window, noisy, names)[0]
         history, _ = observe(model, empty_history(model, at(0)), at(0), None)
         history, context = observe(model, history, at(1), window.values["action"][:, : 2 * chunk])
         late = {n: Noisy(values=jnp.asarray(v)[:, :, v.shape[2] // 2 :], level=level) for n, v in future.items()}
         new = [g for g in model.layout.needed(names, 1) if not g.clean]
-        return whole, model.predict(context, new, at(1), late, names)
+        return whole, model.predict(context, new, at(1), late, names)[0]
 
     whole, rolled = run()
     for stream in names:

@@ -98,7 +98,7 @@ def predict(definition, params, known: Known, noisy: np.ndarray, time: np.ndarra
     def run(params, known, state):
         model = definition.bind(params)
         groups = [g for g in model.layout.needed(["video"]) if clean or not g.clean]
-        return model.predict(model.begin(known), groups, known, {"video": state}, ["video"])["video"]
+        return model.predict(model.begin(known), groups, known, {"video": state}, ["video"])[0]["video"]
 
     state = Noisy(values=jnp.asarray(noisy)[:, None, :, None], level=jnp.asarray(time / 1000)[:, None, None])
     return rearrange(np.asarray(run(params, known, state)), "b 1 t 1 h w c -> b c t h w")

@@ -24,7 +24,7 @@ from wam_jax.sim.rollout import rollout, wam_actor
 from wam_jax.sim.scene import OBJECT_COLORS, SHAPES, TABLE_COLOR, WALL_COLOR
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import MOST_DISTRACTORS, get_task, wordings
-from wam_jax.sim.variation import Variation
+from wam_jax.sim.variation import Variation, neutral
 from wam_jax.training.restore import Trained
 
 STRENGTHS = (1 / 3, 2 / 3, 1.0)
@@ -167,8 +167,8 @@ def evaluate_robustness(task: TaskText, trained: Trained, config: EvaluationConf
     count = min(config.robustness_episodes, config.episodes)
     rng = np.random.default_rng(config.seed)
     keys, looks = jax.tree.map(lambda x: x[:count], episodes_of(task, config))
-    neutral = looks or jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), Variation())
-    parts = [_changed(neutral, change, strength, count, rng) for (_, strength), change in plan.items()]
+    usual = looks or neutral(count)
+    parts = [_changed(usual, change, strength, count, rng) for (_, strength), change in plan.items()]
     everything = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     starts = np.tile(np.asarray(jax.random.key_data(keys)), (len(plan), 1))
     policy = dataclasses.replace(trained.policy, candidates=config.candidates)
@@ -187,12 +187,12 @@ def evaluate_robustness(task: TaskText, trained: Trained, config: EvaluationConf
 
 
 def _changed(
-    neutral: Variation, change: Change | int, strength: float, count: int, rng: np.random.Generator
+    usual: Variation, change: Change | int, strength: float, count: int, rng: np.random.Generator
 ) -> Variation:
     """The conditions of ``count`` episodes."""
     fields = {"wording": np.full(count, change)} if isinstance(change, int) else change(count, strength, rng)
-    typed: dict[str, Any] = {name: np.asarray(value, getattr(neutral, name).dtype) for name, value in fields.items()}
-    return dataclasses.replace(neutral, **typed)
+    typed: dict[str, Any] = {name: np.asarray(value, getattr(usual, name).dtype) for name, value in fields.items()}
+    return dataclasses.replace(usual, **typed)
 
 
 COLUMNS = ("task", "axis", "by strength", "success", "n")

@@ -24,7 +24,7 @@ class Scenes(NamedTuple):
     instruction: index into the task's instructions.
     positions: (x, y) of the objects in metres, from left to right: colours and names do not decide the order.
     held: whether the gripper holds one of them.
-    masks: where ``Tabletop.parts`` are seen: the hand, the named object and, where the task has one, the named goal.
+    masks: where ``PARTS`` of the scene are seen, see ``Tabletop.masks``.
     """
 
     images: UInt8[np.ndarray, "N V H W 3"]
@@ -40,8 +40,9 @@ def draw_scenes(task: str, image_size: int, count: int, seed: int, shapes: tuple
     """One random moment of each of ``count`` episodes; ``shapes`` as in ``demonstrations.generate``."""
     env = Tabletop(task, image_size=image_size, varied=bool(shapes))
 
-    def run(keys: Array, times: Array):
-        states = reset_in_shapes(env, keys, jax.random.fold_in(jax.random.key(seed), 1), shapes)
+    def run(key: Array, times: Array):
+        keys = jax.random.split(key, len(times))
+        states = reset_in_shapes(env, keys, jax.random.fold_in(key, 1), shapes)
         resting = jax.vmap(env.facts)(states).objects[..., 2]
 
         def step(states, _):
@@ -65,6 +66,6 @@ def draw_scenes(task: str, image_size: int, count: int, seed: int, shapes: tuple
     run = compilation.jit(run)
     rng, parts = np.random.default_rng(seed), []
     for batch in range(-(-count // _BATCH)):
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), batch), _BATCH)
-        parts.append(jax.tree.map(np.asarray, run(keys, jnp.asarray(rng.integers(env.episode_steps, size=_BATCH)))))
+        key = jax.random.fold_in(jax.random.key(seed), batch)
+        parts.append(jax.tree.map(np.asarray, run(key, jnp.asarray(rng.integers(env.episode_steps, size=_BATCH)))))
     return Scenes(*(np.concatenate(column)[:count] for column in zip(*parts, strict=True)))

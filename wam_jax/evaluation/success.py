@@ -21,7 +21,7 @@ from wam_jax.policy import Policy, PolicyParams
 from wam_jax.sharding import batch_sharding, replicated
 from wam_jax.sim.rollout import Recording, Trace, WamParams, draw, imagine, rollout, scripted_actor, wam_actor
 from wam_jax.sim.tabletop import Tabletop
-from wam_jax.sim.variation import Variation
+from wam_jax.sim.variation import Variation, in_shapes
 from wam_jax.training.restore import Trained
 from wam_jax.types import Text
 
@@ -180,20 +180,13 @@ def task_env(task: TaskText, image_size: int) -> Tabletop:
     return Tabletop(task.name, image_size=image_size, varied=bool(task.shapes))
 
 
-def shapes_of_training(shapes: Sequence[Sequence[int]], count: int, seed: int) -> Variation | None:
-    """The looks of so many episodes, drawn as for demonstrations; None where objects have their own."""
-    if not shapes:
-        return None
-    rng = np.random.default_rng(seed)
-    neutral = jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), Variation())
-    drawn = np.stack([rng.choice(np.array(own, np.int32), count) for own in shapes], 1)
-    return dataclasses.replace(neutral, object_shapes=drawn)
-
-
 def episodes_of(task: TaskText, config: EvaluationConfig) -> Episodes:
     """Of a task, whatever controls them."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0), config.episodes)
-    return Episodes(keys, shapes_of_training(task.shapes, config.episodes, config.seed))
+    if not task.shapes:
+        return Episodes(keys, None)
+    looks = in_shapes(jax.random.fold_in(jax.random.key(config.seed), 1), task.shapes, config.episodes)
+    return Episodes(keys, looks)
 
 
 def informed(task: TaskText, params: PolicyParams) -> WamParams:

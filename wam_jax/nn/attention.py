@@ -9,6 +9,8 @@ from wam_jax.nn import backends
 from wam_jax.nn.module import Linear, RMSNorm
 from wam_jax.sharding import ambient_platform
 
+KeysValues = tuple[Float[Array, "*layers B n H Dh"], Float[Array, "*layers B n H Dh"]]
+
 
 def attend(
     query: Float[Array, "B Nq H Dh"],

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from wam_jax.nn.module import Linear
+from wam_jax.objectives.masked import masked_mean
 from wam_jax.tokenizers.wan_vae_blocks import Conv
 
 ProjectorKind = Literal["linear", "mlp", "conv"]
@@ -63,15 +64,18 @@ def pooled_l2(projected: Float[Array, "B T h w D"], teacher: Float[Array, "B P r
     return jnp.mean(error**2)
 
 
-def cosine(projected: Float[Array, "B T h w D"], teacher: Float[Array, "B P r c D"]) -> Float[Array, ""]:
+def cosine(
+    projected: Float[Array, "B T h w D"], teacher: Float[Array, "B P r c D"], mask: Bool[Array, "B T"] | None = None
+) -> Float[Array, ""]:
     """Minus the mean cosine similarity of a position's two features: -1 where they are equal but for their length.
 
-    REPA (arXiv 2410.06940); AGRA's for one tapped layer (arXiv 2606.12217).
+    REPA (arXiv 2410.06940); AGRA's for one tapped layer (arXiv 2606.12217). ``mask``: the frames that count.
 
     Raises:
       ValueError: if the widths differ, or see ``on_grid``.
     """
-    return -jnp.mean(similarity(projected, teacher))
+    alike = _similarity(projected, teacher)
+    return -jnp.mean(alike) if mask is None else -masked_mean(alike, mask[..., None, None])
 
 
 def marginal_cosine(
@@ -84,7 +88,7 @@ def marginal_cosine(
     Raises:
       ValueError: if the widths differ, or see ``on_grid``.
     """
-    return jnp.mean(jax.nn.relu(1 - margin - similarity(projected, teacher)))
+    return jnp.mean(jax.nn.relu(1 - margin - _similarity(projected, teacher)))
 
 
 def marginal_distance(
@@ -131,7 +135,7 @@ def resize(features: Float[Array, "*B r c D"], rows: int, columns: int) -> Float
     return features if features.shape == shape else jax.image.resize(features, shape, "linear", antialias=True)
 
 
-def similarity(projected: Float[Array, "B T h w D"], teacher: Float[Array, "B P r c D"]) -> Float[Array, "B T h w"]:
+def _similarity(projected: Float[Array, "B T h w D"], teacher: Float[Array, "B P r c D"]) -> Float[Array, "B T h w"]:
     """Cosine of the angle between the two features of each position, see ``on_grid``."""
     _check_widths(projected, teacher)
     return jnp.sum(_unit(projected) * _unit(on_grid(teacher, *projected.shape[1:4])), -1)

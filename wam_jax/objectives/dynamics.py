@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from wam_jax.objectives.flow_matching import Metrics, masked_mean
+from wam_jax.objectives.flow_matching import Metrics
+from wam_jax.objectives.masked import masked_mean
 from wam_jax.tokenizers.latent_action import LatentActionTokenizer, consecutive_pairs
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from wam_jax.objectives.masked import masked_mean
 from wam_jax.sharding import mesh_axis_size
 from wam_jax.types import Batch
 from wam_jax.wam.lens import Lens, Shown
@@ -167,7 +168,7 @@ def _errors(
     noisy, velocity = _add_noise(model, noises, targets, key)
     trained = [name for name in targets if spec.stream(name).loss_weight]
     groups = [g for g in model.layout.needed(trained) if g not in context.cache.groups]
-    predicted, shown = model.look(context, groups, known, noisy, trained)
+    predicted, shown = model.predict(context, groups, known, noisy, trained)
     errors = {}
     for name in trained:
         target, noise = targets[name], spec.stream(name).noise
@@ -250,12 +251,6 @@ def _drop_text(known: Known, share: float, key: jax.Array) -> Known:
     features = jnp.where(drop[..., None], nothing.features, known.text.features)
     mask = jnp.where(drop, nothing.mask, known.text.mask)
     return dataclasses.replace(known, text=dataclasses.replace(known.text, features=features, mask=mask))
-
-
-def masked_mean(values: Float[Array, "*S"], mask: Bool[Array, "*S"]) -> Float[Array, ""]:
-    """Mean over the entries that ``mask`` (broadcast) keeps; 0 where it keeps none."""
-    mask = jnp.broadcast_to(mask, values.shape)
-    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def _first(count: int, tree):

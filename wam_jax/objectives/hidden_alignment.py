@@ -13,8 +13,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from wam_jax.objectives.alignment import Projector, ProjectorKind, similarity
-from wam_jax.objectives.flow_matching import Auxiliary, masked_mean
+from wam_jax.objectives.alignment import Projector, ProjectorKind, cosine
+from wam_jax.objectives.flow_matching import Auxiliary
 from wam_jax.wam.lens import Lens, Shown
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.spec import Interface, Spec
@@ -110,9 +110,9 @@ class AlignedModel(WorldActionModel):
         )  # fmt: skip
         frames, samples = hidden.shape[2], hidden.shape[1] // self.interface.cameras
         target = rearrange(teacher[:samples, :frames], "b t v r c d -> (b v) t r c d")
-        there = rearrange(mask[:samples, :frames], "b t v -> (b v) t 1 1")
-        alike = [similarity(project(x), target) for project, x in zip(self.projectors, hidden, strict=True)]
-        return -masked_mean(jnp.stack(alike), there)
+        there = rearrange(mask[:samples, :frames], "b t v -> (b v) t")
+        layers = zip(self.projectors, hidden, strict=True)
+        return jnp.stack([cosine(project(x), target, there) for project, x in layers]).mean()
 
 
 def video_stream(spec: Spec) -> str:

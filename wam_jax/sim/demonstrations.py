@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float32, Int32, Int64, PRNGKeyArray, UInt8
 from wam_jax.sim.compilation import jit
 from wam_jax.sim.control import ACTION_SCALE
 from wam_jax.sim.tabletop import SimState, Tabletop
-from wam_jax.sim.variation import Variation
+from wam_jax.sim.variation import in_shapes
 
 
 @jax.tree_util.register_dataclass
@@ -109,9 +109,7 @@ def reset_in_shapes(
     """New episodes, with the looks of each drawn from ``shapes`` (as in ``generate``)."""
     if not shapes:
         return jax.vmap(env.reset)(keys)
-    draws = zip(jax.random.split(key, len(shapes)), shapes, strict=True)
-    looks = jnp.stack([jax.random.choice(k, jnp.array(own), (len(keys),)) for k, own in draws], 1)
-    return jax.vmap(lambda start, look: env.reset(start, Variation(object_shapes=look)))(keys, looks)
+    return jax.vmap(env.reset)(keys, in_shapes(key, shapes, len(keys)))
 
 
 def wander(env: Tabletop, states: SimState, key: PRNGKeyArray, steps: int) -> SimState:

@@ -21,10 +21,11 @@ from wam_jax.sim.scene import CAMERA_NAMES, NUM_ARM_JOINTS
 from wam_jax.sim.tasks import TASK_NAMES, Facts, Layout, Outcome
 from wam_jax.sim.variation import Variation, move_camera
 
-__all__ = ["TASK_NAMES", "SimState", "Tabletop"]
+__all__ = ["PARTS", "TASK_NAMES", "SimState", "Tabletop"]
 
 _START_SPREAD = (0.1, 0.07, 0.07, 0.1, 0.05, 0.07, 0.05)  # radians, standard deviation of each joint at the start
 _IMPLEMENTATIONS = ("jax", "warp")
+PARTS = ("hand", "object", "goal")  # that masks show: the hand, and what the instruction names
 
 
 @jax.tree_util.register_dataclass
@@ -95,7 +96,6 @@ class Tabletop:
         self._distractors = np.array([self.model.geom(name).id for name in names], int)
         self.goal_geoms = np.array([self.model.geom(f"goal{i}").id for i in range(self._task.num_goals)], int)
         self.hand_geoms = np.array([self.model.geom(name).id for name in ("hand", "finger_left", "finger_right")])
-        self.parts = ("hand", "object", "goal") if self._task.num_goals else ("hand", "object")
         self._tcp = self.model.site("tcp").id
         data = mujoco.MjData(self.model)
         data.qpos[: len(scene.HOME_QPOS)] = scene.HOME_QPOS
@@ -168,7 +168,7 @@ class Tabletop:
         return jnp.stack(segmentation), jnp.stack(depth)
 
     def masks(self, stage: Stage, layout: Layout) -> Bool[Array, "M V H W"]:
-        """Where each of ``parts`` is seen: the hand, the named object, the named goal."""
+        """Where each of ``PARTS`` is seen; tasks without goals have no mask of the last."""
         seen = jnp.stack([geometry(view, hits)[0] for view, hits in self._cast(stage)])
         looks = jnp.asarray(list(self._looks.values()))[:, layout.named_object]
         parts = [jnp.isin(seen, self.hand_geoms), jnp.isin(seen, looks)]

@@ -1,13 +1,14 @@
 """What a robustness study may change, as arrays: a grid of conditions is one batched run, never a recompilation."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.spatial.transform import Rotation
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from wam_jax.sim.scene import CAMERA_NAMES, CHECKER_DARK, NUM_ARM_JOINTS, OBJECT_COLORS, TABLE_COLOR, WALL_COLOR
 
@@ -65,6 +66,18 @@ class Variation:
     distractors: Int[Array, "*B"] = dataclasses.field(default_factory=lambda: _index(0))
     pixel_noise: Float[Array, "*B"] = dataclasses.field(default_factory=lambda: _constant(0.0))
     wording: Int[Array, "*B"] = dataclasses.field(default_factory=lambda: _index(0))
+
+
+def neutral(count: int) -> Variation:
+    """So many episodes under the conditions of training."""
+    return jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), Variation())
+
+
+def in_shapes(key: PRNGKeyArray, shapes: Sequence[Sequence[int]], count: int) -> Variation:
+    """So many episodes whose objects of each of ``OBJECT_COLORS`` look like one of ``shapes``, drawn for each."""
+    draws = zip(jax.random.split(key, len(shapes)), shapes, strict=True)
+    looks = jnp.stack([jax.random.choice(k, jnp.array(own), (count,)) for k, own in draws], 1)
+    return dataclasses.replace(neutral(count), object_shapes=looks)
 
 
 def move_camera(

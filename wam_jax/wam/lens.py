@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from wam_jax.nn.attention import KeysValues
 from wam_jax.nn.rotary import AnyArray, rotary_table, rotate
 from wam_jax.wam.spec import Spec
 from wam_jax.wam.visibility import Group
-
-KeysValues = tuple[Float[Array, "B N H Dh"], Float[Array, "B N H Dh"]]
 
 
 @jax.tree_util.register_dataclass

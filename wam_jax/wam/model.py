@@ -173,7 +173,7 @@ class WorldActionModel(nnx.Module):
         known: Known,
         noisy: Mapping[str, Noisy],
         streams: Sequence[str],
-    ) -> dict[str, Float[Array, "B M t ..."]]:
+    ) -> tuple[dict[str, Float[Array, "B M t ..."]], Shown]:
         """Velocity of denoised ``streams``, value of predicted ones, over all blocks that are among the groups.
 
         Args:
@@ -182,18 +182,10 @@ class WorldActionModel(nnx.Module):
           known: data of clean groups.
           noisy: data of denoised groups.
           streams: whose prediction is wanted.
-        """
-        return self.look(context, groups, known, noisy, streams)[0]
 
-    def look(
-        self,
-        context: Context,
-        groups: Sequence[Group],
-        known: Known,
-        noisy: Mapping[str, Noisy],
-        streams: Sequence[str],
-    ) -> tuple[dict[str, Float[Array, "B M t ..."]], Shown]:
-        """As ``predict``, with what the context's lens shows of this pass and, of layers, of those in the cache."""
+        Returns:
+          the predictions, and what the context's lens shows of this pass and, of layers, of those in the cache.
+        """
         groups = self._with_draws(groups, noisy)
         hidden = {g: e.hidden for g, e in zip(context.cache.groups, context.cache.entries, strict=True)}
         layers = {g: e.layers for g, e in zip(context.cache.groups, context.cache.entries, strict=True)}

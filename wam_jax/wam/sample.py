@@ -134,7 +134,9 @@ class _Sampler:
         groups = tuple(g for g in needed if g not in passes[0][0].cache.groups)
 
         def velocity(states: Mapping[str, Noisy]) -> dict[str, Array]:
-            ran = [model.look(context, groups, known, {**self.states, **states}, streams) for context, known in passes]
+            ran = [
+                model.predict(context, groups, known, {**self.states, **states}, streams) for context, known in passes
+            ]
             found, shown = dict(ran[0][0]), ran[0][1]
             if len(ran) > 1:
                 plain = ran[1][0]

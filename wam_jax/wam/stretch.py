@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from wam_jax.nn.attention import CrossAttention, attend, concatenate_tokens
+from wam_jax.nn.attention import CrossAttention, KeysValues, attend, concatenate_tokens
 from wam_jax.nn.block import DiTBlock
 from wam_jax.nn.rotary import rotary_table, rotate
 from wam_jax.sharding import mesh_axis_size
@@ -22,7 +22,7 @@ from wam_jax.types import Text
 from wam_jax.wam.lanes import Lane
 from wam_jax.wam.lens import Shown, mean_attention, read_through
 from wam_jax.wam.spec import Expert, Spec
-from wam_jax.wam.tokens import Cache, KeysValues, Tokens
+from wam_jax.wam.tokens import Cache, Tokens
 from wam_jax.wam.visibility import Group, Segment, attention_plan, visibility_matrix
 
 
@@ -310,6 +310,8 @@ class StretchRun:
                     groups = [keys.groups[i] for i in segment.keys]
                     where = [self.state.positions[group] if keys.rotated else None for group in groups]
                     source = [lens.is_source(self.spec, group) for group in groups]
+                    if keys.rotated and lens.change is not None:
+                        self._check_positions(groups, where, source)
                     shown = lens.frame_tokens if lens.shows(self.spec, members[0]) else None
                     pairs, attention = read_through(lens.change, shown, query, pairs, source, where, mask)
                     seen += [] if attention is None else [(query.shape[1], attention)]
@@ -317,6 +319,12 @@ class StretchRun:
                 out = attend(query, *joined, key_mask=mask)
                 attended.update(zip(members, lane.split(out), strict=True))
         return attended
+
+    def _check_positions(self, groups: Sequence[Group], where: Sequence[object], source: Sequence[bool]) -> None:
+        """Raises: ValueError, if keys that the lens changes were cached without where they are from."""
+        lost = [g for g, positions, changed in zip(groups, where, source, strict=True) if changed and positions is None]
+        if lost:
+            raise ValueError(f"{self.spec.name}: {lost[0]} was cached without this lens; give it to `begin`, too")
 
     def _readers_apart(self, members: list[Group]) -> list[list[Group]]:
         """Those that the lens treats alike in one list each."""

@@ -7,10 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from wam_jax.nn.attention import KeysValues
 from wam_jax.wam.lens import Lens
 from wam_jax.wam.visibility import Group
-
-KeysValues = tuple[Float[Array, "*layers B n H Dh"], Float[Array, "*layers B n H Dh"]]
 
 
 @jax.tree_util.register_dataclass
