@@ -16,5 +16,5 @@ def get_config() -> ConfigDict:
     config.init = "runs/repwam/pretrain"
     config.data.split = "train[:80]"
     config.model.name = ""
-    config.model.options = ConfigDict({"latent_actions": False, "robot_actions": True})
+    config.model.options.update({"latent_actions": False, "robot_actions": True})
     return config

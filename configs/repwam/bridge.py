@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.data.cumulative = (True, True, True, True, True, True, False)
     config.data.normalization = "quantile"
     config.data.unnormalized = (6,)
-    config.model.options = ConfigDict({"latent_actions": True, "robot_actions": True})
+    config.model.options.update({"latent_actions": True, "robot_actions": True})
     config.train.optimizer.steps = 400
     config.train.validation_windows = 32
     return config

@@ -1,6 +1,7 @@
 """What the stages of RepWAM share: the data, and the sizes.
 
-Frames are 4 control steps apart; each but a clip's first merges 4 images. A block is one frame and 4 actions.
+Frames are 4 control steps apart; each but a clip's first merges 4 images. A block is one frame and 4 actions; the model
+remembers one block (in the paper 32).
 """
 
 from ml_collections import ConfigDict
@@ -13,8 +14,8 @@ def get_config() -> ConfigDict:
     config.demos.tasks = ("reach", "pick_lift")
     config.demos.episodes = (400, 400)
     config.demos.directory = "runs/repwam/data"
-    config.data.frame_steps = (0, 4, 8, 12, 16)
-    config.data.action_horizon = 16
+    config.data.frame_steps = (0, 4, 8)
+    config.data.action_horizon = 8
     config.data.action_block = 4
 
     config.tokenizer.sizes = ConfigDict(
@@ -44,8 +45,8 @@ def get_config() -> ConfigDict:
 
     config.latent_action.batch_size = 16
     config.model.name = "repwam"
-    config.model.options = ConfigDict({})
-    config.train.batch_size = 32
-    config.train.optimizer.steps = 1000
+    config.model.options = ConfigDict({"history": 1, "noise": "logit_normal", "context_noise": 0.05})
+    config.train.batch_size = 64
+    config.train.optimizer.steps = 1400
     config.evaluation.execute = 4
     return config

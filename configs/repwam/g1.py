@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.data.unnormalized = ()
     config.tokenizer.sizes.patch_size = 16
     config.tokenizer.teacher_size = (96, 128)  # 6 x 8 features, as many as latents
-    config.model.options = ConfigDict({"latent_actions": True, "robot_actions": True})
+    config.model.options.update({"latent_actions": True, "robot_actions": True})
     config.train.optimizer.steps = 400
     config.train.validation_windows = 32
     return config

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs.repwam import common
 
-STEPS = 1000  # of each stage
+STEPS = 1400  # of each stage
 
 
 def get_config() -> ConfigDict:
@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
     config.base.data.split = "train[:40]"
     config.base.train.optimizer.steps = STEPS
     config.base.evaluation.films = 0
+    config.base.evaluation.episodes = 128  # of each task, at each seed
+    config.base.evaluation.seed = 3000  # not that on which the training was tuned
     config.seeds = (0, 1, 2)
     video = {"data.unlabelled": "train[40:]"}
     config.arms = ConfigDict(

@@ -16,6 +16,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.base = common.get_config()
     config.base.evaluation.films = 0
+    config.base.evaluation.episodes = 128  # of each task, at each seed
+    config.base.evaluation.seed = 3000  # not that on which the training was tuned
     config.seeds = (0, 1, 2)
     config.arms = ConfigDict(
         {

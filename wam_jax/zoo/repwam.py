@@ -1,6 +1,6 @@
 import dataclasses
 
-from wam_jax.wam.noise import Coupled
+from wam_jax.wam.noise import Coupled, Distribution, LogitNormal, Uniform
 from wam_jax.wam.spec import Interface, Move, Spec
 from wam_jax.wam.visibility import CHUNK_CAUSAL, window
 from wam_jax.zoo.common import action, action_expert, together, video, video_expert
@@ -14,6 +14,12 @@ REPVITOK = Interface(
 )  # fmt: skip
 
 
+NOISES: dict[str, Distribution] = {
+    "uniform": Uniform(),
+    "logit_normal": LogitNormal(mean=0.6, uniform_share=0.2, minimum=0.02),
+}
+
+
 @system(
     {
         "debug": DEBUG,
@@ -22,27 +28,38 @@ REPVITOK = Interface(
     },
     {"1.3b": REPVITOK, "5b": REPVITOK},
 )
-def repwam(size: Size, *, robot_actions: bool = True, latent_actions: bool = False, history: int = 3) -> Spec:
+def repwam(
+    size: Size,
+    *,
+    robot_actions: bool = True,
+    latent_actions: bool = False,
+    history: int = 3,
+    noise: str = "uniform",
+) -> Spec:
     """RepWAM: one attention for video and actions, feed-forwards of their own, chunk after chunk.
 
     arXiv 2606.13674. Kept: attention shared and feed-forward own in every block, teacher forcing on clean past chunks,
-    one noise level for both, uniform, five video and ten action steps, a window (``history`` blocks; there 32). Its
-    first stage has ``latent_actions`` and no ``robot_actions``; with both, it predicts them jointly (the ablation that
-    fails in the paper). Differs: flow time runs from data to noise (the paper's α is 1 - t); chunks of one frame,
-    unless ``chunk_frames`` (in use: 2 in the paper) and ``chunk_draws`` (in training: 1 to 4) say otherwise.
+    one noise level for both, uniform (``noise="logit_normal"`` has more weight on high noise, for small models from
+    scratch), five video and ten action steps, a window (``history`` blocks; there 32). Its first stage has
+    ``latent_actions`` and no ``robot_actions``; with both, it predicts them jointly (the ablation that fails in the
+    paper). Differs: flow time runs from data to noise (the paper's α is 1 - t); chunks of one frame, unless
+    ``chunk_frames`` (in use: 2 in the paper) and ``chunk_draws`` (in training: 1 to 4) say otherwise.
 
     ``size.action_ffn`` is the feed-forward width of the action expert. The paper gives "h_a = 768, about +350M" and
     does not say of which dimension; the published sizes here have what comes to 354M.
     """
-    acting = [action(name="latent_action", kind="latent_action")] if latent_actions else []
-    acting += [action()] if robot_actions else []
+    if noise not in NOISES:
+        raise ValueError(f"noise {noise!r} is unknown (has: {', '.join(NOISES)})")
+    level = NOISES[noise]
+    acting = [action(name="latent_action", kind="latent_action", noise=level)] if latent_actions else []
+    acting += [action(noise=level)] if robot_actions else []
     return Spec(
         name="repwam",
         experts=(
             video_expert(size),
             action_expert(size, width=size.video, attention_of="video"),
         ),
-        streams=(video(), *acting),
+        streams=(video(noise=level), *acting),
         visibility=CHUNK_CAUSAL & window(max(history, 1) + 1),
         noise=Coupled(),
         chunk_frames=1,
