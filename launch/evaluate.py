@@ -88,12 +88,12 @@ def report_grounding(
     report: Report, config: ConfigDict, trained: Trained, results: Sequence[TaskResult]
 ) -> dict[str, Any]:
     """What actions look at and depend on, into the report, the console and a summary."""
-    told, cameras = trained.meta["config"], trained.meta["identity"]["data"]["cameras"]
+    told = trained.meta["config"]
     found, films = {}, {}
     for result in results:
         task = described_task(told, result.task)
         found[result.task] = ground(trained, task, config.evaluation.grounding_scenes)
-        films[result.task] = ground_films(trained, task, result, cameras, config.evaluation.execute)
+        films[result.task] = ground_films(trained, task, result, config.evaluation.execute)
     add_grounding(report, found, films)
     console.table("What actions look at", ATTENTION_COLUMNS, attention_rows(found))
     console.table("What actions depend on", SENSITIVITY_COLUMNS, sensitivity_rows(found))
@@ -122,7 +122,13 @@ def described_task(config: Mapping[str, Any], task: str, every_wording: bool = F
     tasks, embodiments = config["demos"]["tasks"], config["data"].get("embodiments") or []
     robot = embodiments[tasks.index(task)] if embodiments and task in tasks else 0
     shapes = object_shapes(config["demos"].get("object_shapes", {}))
-    return TaskText(name=task, text=task_text(config, task, every_wording), embodiment=robot, shapes=shapes)
+    return TaskText(
+        name=task,
+        text=task_text(config, task, every_wording),
+        embodiment=robot,
+        shapes=shapes,
+        cameras=tuple(config["data"]["cameras"]),
+    )
 
 
 def task_text(config: Mapping[str, Any], task: str, every_wording: bool = False) -> Text:

@@ -1,6 +1,5 @@
 """`wam evaluate --grounding`: what a checkpoint's actions look at, and what they depend on."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,16 +21,14 @@ _SEED = 2000  # of the scenes: neither training nor closed-loop evaluation draws
 
 def ground(trained: Trained, task: TaskText, scenes: int) -> Grounding:
     """Diagnostics on so many moments of the scripted expert's episodes."""
-    found = draw_scenes(task.name, trained.image_size, scenes, _SEED, task.shapes)
+    found = draw_scenes(task.name, trained.image_size, scenes, _SEED, task.shapes, task.cameras)
     act = _act(trained, task, found.images, found.proprio, found.instruction)
     return diagnose(
         act, PARTS[: found.masks.shape[1]], found.masks, _model(trained).layout.grid, label=f"ground {task.name}"
     )
 
 
-def ground_films(
-    trained: Trained, task: TaskText, result: TaskResult, cameras: Sequence[str], execute: int
-) -> list[tuple[bytes, str]]:
+def ground_films(trained: Trained, task: TaskText, result: TaskResult, execute: int) -> list[tuple[bytes, str]]:
     """The recorded rollouts with attention and sensitivity over them."""
     if result.recording is None:
         return []
@@ -49,7 +46,7 @@ def ground_films(
     for episode in range(episodes):
         own = {name: values.reshape(plans, episodes, -1)[:, episode] for name, values in maps.items()}
         label = result.instructions[int(recording.instruction[episode])]
-        films.append(heat_film(frames[:, episode], own, layout.grid, cameras, execute, label))
+        films.append(heat_film(frames[:, episode], own, layout.grid, task.cameras, execute, label))
     return films
 
 

@@ -141,8 +141,9 @@ class _Shared:
         """What can be read off the tokenizer's latents, a mean over the tasks."""
         found = []
         for task in self.config.demos.tasks:
-            size, shapes = self.config.data.image_size[0], object_shapes(self.config.demos.object_shapes)
-            fit, test = (draw_scenes(task, size, _SCENES, seed, shapes) for seed in _SCENE_SEEDS)
+            size, cameras = self.config.data.image_size[0], self.config.data.cameras
+            shapes = object_shapes(self.config.demos.object_shapes)
+            fit, test = (draw_scenes(task, size, _SCENES, seed, shapes, cameras) for seed in _SCENE_SEEDS)
             found.append(probe_tokenizer(self.tokenizer, fit, test))
         return {f"probe_{name}": float(np.mean([row[name] for row in found if name in row])) for name in found[-1]}
 

@@ -11,6 +11,7 @@ import pytest
 from wam_jax.sim import primitives, render
 from wam_jax.sim.compilation import jit
 from wam_jax.sim.render import SKY
+from wam_jax.sim.tabletop import Tabletop
 
 GEOM_GROUPS = {"front": (0, 1), "wrist": (0,)}
 HALF_LEVEL = render.FARTHEST_DEPTH / 510  # metres: what rounding to one of 256 greys may lose
@@ -55,6 +56,11 @@ def c_rays(env, data, camera, groups):
     mujoco.mj_multiRay(env.model, data, *arguments)
     depth = np.where(ids == SKY, 0.0, distances * -rays[:, 2])
     return ids.reshape(env.image_size, -1), depth.reshape(env.image_size, -1)
+
+
+def test_a_camera_sees_alone_what_it_sees_beside_others(place, place_states, pictures):
+    alone = Tabletop("place", cameras=("wrist",))
+    np.testing.assert_array_equal(jit(jax.vmap(alone.render))(place_states)[:, 0], pictures[:, 1])
 
 
 @pytest.mark.parametrize("camera", ["front", "wrist"])

@@ -49,6 +49,11 @@ def test_unknown_implementation_is_refused():
         Tabletop("reach", impl="cuda")
 
 
+def test_a_camera_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"^camera 'image_0' is not in the simulator \(has: front, wrist\)$"):
+        Tabletop("reach", cameras=("image_0",))
+
+
 def test_instructions():
     assert tasks.instruction_text("reach") == (
         "reach the red sphere",

@@ -162,7 +162,7 @@ def evaluate_robustness(task: TaskText, trained: Trained, config: EvaluationConf
       config: numbers; ``robustness_episodes`` of them under each condition.
       mesh: episodes are spread over its devices.
     """
-    env = Tabletop(task.name, image_size=trained.image_size, varied=True)
+    env = Tabletop(task.name, image_size=trained.image_size, varied=True, cameras=task.cameras)
     plan = conditions(task.name, task.shapes)
     count = min(config.robustness_episodes, config.episodes)
     rng = np.random.default_rng(config.seed)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from wam_jax.sim import compilation
 from wam_jax.sim.demonstrations import reset_in_shapes
+from wam_jax.sim.scene import CAMERA_NAMES
 from wam_jax.sim.tabletop import Tabletop
 
 _BATCH = 128
@@ -36,9 +37,16 @@ class Scenes(NamedTuple):
 
 
 @functools.cache  # several models are looked at on the same scenes
-def draw_scenes(task: str, image_size: int, count: int, seed: int, shapes: tuple[tuple[int, ...], ...] = ()) -> Scenes:
+def draw_scenes(
+    task: str,
+    image_size: int,
+    count: int,
+    seed: int,
+    shapes: tuple[tuple[int, ...], ...] = (),
+    cameras: tuple[str, ...] = CAMERA_NAMES,
+) -> Scenes:
     """One random moment of each of ``count`` episodes; ``shapes`` as in ``demonstrations.generate``."""
-    env = Tabletop(task, image_size=image_size, varied=bool(shapes))
+    env = Tabletop(task, image_size=image_size, varied=bool(shapes), cameras=cameras)
 
     def run(key: Array, times: Array):
         keys = jax.random.split(key, len(times))

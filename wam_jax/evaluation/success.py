@@ -20,6 +20,7 @@ from wam_jax.evaluation.statistics import Rate
 from wam_jax.policy import Policy, PolicyParams
 from wam_jax.sharding import batch_sharding, replicated
 from wam_jax.sim.rollout import Recording, Trace, WamParams, draw, imagine, rollout, scripted_actor, wam_actor
+from wam_jax.sim.scene import CAMERA_NAMES
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.variation import Variation, in_shapes
 from wam_jax.training.restore import Trained
@@ -95,12 +96,14 @@ class TaskText:
       embodiment: which of the model's robots the simulator's is.
       shapes: of each of ``OBJECT_COLORS``, the shapes of its objects in the demonstrations (``Variation``'s numbers);
         empty: the task's own.
+      cameras: what the model sees it with.
     """
 
     name: str
     text: Text
     embodiment: int = 0
     shapes: tuple[tuple[int, ...], ...] = ()
+    cameras: tuple[str, ...] = CAMERA_NAMES
 
 
 class Episodes(NamedTuple):
@@ -177,7 +180,7 @@ def _policy_run(task: TaskText, policy: Policy, image_size: int, config: Evaluat
 
 def task_env(task: TaskText, image_size: int) -> Tabletop:
     """The scene in which its demonstrations were made."""
-    return Tabletop(task.name, image_size=image_size, varied=bool(task.shapes))
+    return Tabletop(task.name, image_size=image_size, varied=bool(task.shapes), cameras=task.cameras)
 
 
 def episodes_of(task: TaskText, config: EvaluationConfig) -> Episodes:

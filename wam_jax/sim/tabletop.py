@@ -5,6 +5,8 @@ and a gripper command, open above 0.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,26 +58,35 @@ class SimState:
 class Tabletop:
     """A Franka-like arm at a table with coloured things, one task a scene. Holds only what is fixed."""
 
-    cameras = CAMERA_NAMES
     action_size = 4
     proprio_size = 7
 
-    def __init__(self, task: str, image_size: int = 64, impl: str = "jax", varied: bool = False):
+    def __init__(
+        self,
+        task: str,
+        image_size: int = 64,
+        impl: str = "jax",
+        varied: bool = False,
+        cameras: Sequence[str] = CAMERA_NAMES,
+    ):
         """Builds the scene.
 
         Args:
           task: one of ``TASK_NAMES``.
-          image_size: pixels a side, of both cameras.
+          image_size: pixels a side, of every camera.
           impl: MJX implementation, "jax" (any platform) or "warp" (NVIDIA GPUs).
           varied: whether variations may change shapes and show distractors; pictures then take a third longer.
+          cameras: which of ``CAMERA_NAMES`` take pictures, in this order.
 
         Raises:
-          ValueError: the task or the implementation is unknown.
+          ValueError: the task, the implementation or a camera is unknown.
         """
         self._task = tasks.get_task(task)
         if impl not in _IMPLEMENTATIONS:
             raise ValueError(f"impl {impl!r} is unknown (has: {', '.join(_IMPLEMENTATIONS)})")
-        self.task = task
+        if unknown := [name for name in cameras if name not in CAMERA_NAMES]:
+            raise ValueError(f"camera {unknown[0]!r} is not in the simulator (has: {', '.join(CAMERA_NAMES)})")
+        self.task, self.cameras = task, tuple(cameras)
         self.instructions = tasks.instruction_text(task)
         self.episode_steps = self._task.episode_steps
         self.expert_steps = self._task.expert_steps
@@ -102,10 +113,11 @@ class Tabletop:
         mujoco.mj_forward(self.model, data)
         self._mjx_model = mjx.put_model(self.model, impl=impl)
         self._home = mjx.put_data(self.model, data, impl=impl)
-        self._views = (
-            make_view(self.model, "front", image_size, geom_groups=(0, 1), shadow=True),
-            make_view(self.model, "wrist", image_size, geom_groups=(0,), shadow=False),
-        )
+        options: dict[str, dict[str, Any]] = {
+            "front": {"geom_groups": (0, 1), "shadow": True},
+            "wrist": {"geom_groups": (0,), "shadow": False},
+        }
+        self._views = tuple(make_view(self.model, name, image_size, **options[name]) for name in self.cameras)
 
     def reset(self, key: PRNGKeyArray, variation: Variation = Variation()) -> SimState:
         """A new episode: layout, colours, instruction and arm posture drawn from ``key``."""
@@ -241,7 +253,7 @@ class Tabletop:
         rotation = physics.geom_xmat.reshape(-1, 3, 3)
         if self.varied:
             position, rotation = self._varied_looks(state, position, rotation)
-        poses = [self._camera_pose(state, index) for index in range(len(self.cameras))]
+        poses = [self._camera_pose(state, name) for name in self.cameras]
         stage = Stage(
             geom_position=position,
             geom_rotation=rotation,
@@ -269,9 +281,9 @@ class Tabletop:
         shown = jnp.arange(tasks.MOST_DISTRACTORS)[:, None] < state.variation.distractors
         return position.at[self._distractors].set(jnp.where(shown, state.distractors, away)), rotation
 
-    def _camera_pose(self, state: SimState, index: int) -> tuple[Float[Array, "3"], Float[Array, "3 3"]]:
+    def _camera_pose(self, state: SimState, name: str) -> tuple[Float[Array, "3"], Float[Array, "3 3"]]:
         """Position (metres) and axes (columns) of a camera, from the body that carries it."""
-        camera = self.model.camera(self.cameras[index])
+        camera, number = self.model.camera(name), CAMERA_NAMES.index(name)
         body = camera.bodyid.item()
         carrier = state.physics.xmat[body].reshape(3, 3)
         own = np.zeros(9)
@@ -280,6 +292,6 @@ class Tabletop:
             return move_camera(
                 state.physics.xpos[body] + carrier @ jnp.asarray(camera.pos, jnp.float32),
                 carrier @ jnp.asarray(own.reshape(3, 3), jnp.float32),
-                state.variation.camera_shift[index],
-                state.variation.camera_tilt[index],
+                state.variation.camera_shift[number],
+                state.variation.camera_tilt[number],
             )
