@@ -29,6 +29,12 @@ def pictures(place, place_states):
 
 
 @pytest.fixture(scope="module")
+def masks(place, place_states):
+    """Of eight states: [episode, part, camera, row, column]."""
+    return np.asarray(jit(jax.vmap(lambda state: place.masks(place.stage(state), state.layout)))(place_states))
+
+
+@pytest.fixture(scope="module")
 def drawn_with_depth(place, place_states):
     """Pictures and depth pictures."""
     return jax.tree.map(np.asarray, jit(jax.vmap(place.render_with_depth))(place_states))
@@ -73,6 +79,22 @@ def test_matches_mujoco_ray_casting(place, place_states, geometry, camera):
         same = segmentation[episode, index] == ids
         assert same.mean() > 0.99
         assert (np.abs(depth[episode, index] - reference) < 1e-3).mean() > 0.99
+
+
+@pytest.mark.parametrize("camera", ["front", "wrist"])
+def test_masks_are_where_mujocos_rays_meet_hand_named_object_and_named_goal(place, place_states, masks, camera):
+    for episode in range(8):
+        ids, _ = c_rays(place, c_data(place, place_states, episode), camera, GEOM_GROUPS[camera])
+        layout = jax.tree.map(lambda x, episode=episode: np.asarray(x)[episode], place_states.layout)
+        named = [
+            [place.model.geom(name).id for name in ("hand", "finger_left", "finger_right")],
+            [place.model.geom(f"object{layout.named_object}").id],
+            [place.model.geom(f"goal{layout.named_goal}").id],
+        ]
+        for mask, geoms in zip(masks[episode, :, place.cameras.index(camera)], named, strict=True):
+            seen = np.isin(ids, geoms)
+            assert (mask == seen).mean() > 0.998
+            assert (mask & seen).sum() >= 0.9 * (mask | seen).sum()
 
 
 @pytest.mark.parametrize("camera", ["front", "wrist"])

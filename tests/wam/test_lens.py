@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wam_jax.evaluation.grounding import diagnose
 from wam_jax.nn.rotary import rotary_table, rotate
 from wam_jax.wam.lens import Lens, read_through
 from wam_jax.wam.model import Known
@@ -69,6 +70,26 @@ def test_actions_whose_tokens_read_zeros_do_not_know_the_video(rollouts, batch, 
     seeing = lens(np.eye(TOKENS))
     assert np.abs(run(seeing, latents)["action"] - run(seeing, -latents)["action"]).max() > 1e-3
     np.testing.assert_array_equal(run(blind, latents)["action"], run(blind, -latents)["action"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["uwm", "dreamzero", "gigaworld_policy", "videovla", "x_wam"])
+def test_diagnostics_need_no_code_for_a_system(rollouts, batch, name):
+    run, latents = rollouts(name), jnp.asarray(batch.latents)
+    masks = np.zeros((8, 2, 2, 16, 16), bool)  # scenes, parts, cameras; 2 x 2 tokens of 8 x 8 pixels
+    masks[:, 0, :, :8, :8] = masks[:, 1, 1, 8:, 8:] = True
+
+    def act(lens: Lens):
+        found = run(lens, latents)
+        return found["action"], found.get(ATTENTION)
+
+    found = diagnose(act, ("hand", "object"), masks, (2, 2))
+    np.testing.assert_allclose(found.area, [2 / 8, 1 / 8, 3 / 8])
+    assert found.in_mask is not None
+    np.testing.assert_allclose(found.in_mask[2], found.in_mask[0] + found.in_mask[1], atol=1e-5)
+    assert found.in_mask.min() > 0
+    assert found.in_mask.max() < 1
+    assert found.sensitivity["zero"].moved
 
 
 def test_contents_move_and_positions_stay():
