@@ -10,7 +10,6 @@ import pytest
 from wam_jax.posttraining.instructions import ChatSplitter, GrammarSplitter
 from wam_jax.posttraining.skills import SplitError
 
-
 TWICE = "pick up the red cube, place it on the yellow plate, then pick up the blue cube and place it on the purple one"
 
 

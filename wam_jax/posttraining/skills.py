@@ -57,7 +57,8 @@ class GripperCut:
         """
         if not np.isfinite(width).all():
             raise ValueError(f"gripper width at step {int(np.argmin(np.isfinite(width)))} is not a number")
-        return _bounds(np.flatnonzero(np.diff(self.contact(width))) + 1, len(width), self.tail)
+        changes = np.flatnonzero(np.diff(self.contact(width))) + 1
+        return _bounds(changes.tolist(), len(width), self.tail)
 
     def contact(self, width: Float[np.ndarray, "T"]) -> Bool[np.ndarray, "T"]:
         """Whether something is held, step by step."""
