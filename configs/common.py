@@ -50,6 +50,20 @@ def get_config() -> ConfigDict:
     config.data.unnormalized = (3,)  # action dimensions left as they are (the gripper)
     config.data.packed = False  # rows of frame_steps that hold whole episodes, several where they are short
     config.data.precompute_latents = True  # encode every frame once, before training
+    # Learn from skills instead of whole demonstrations, each with its own instruction: see `wam skills`.
+    config.data.skills = ConfigDict(
+        {
+            "cut": "",  # gripper | pause; empty: whole demonstrations
+            "signal": "proprio[6]",  # the gripper's columns (their mean is its width); for pause, the hand's
+            "scale": 0.08,  # metres of a unit of them
+            "closed_by": 0.02,  # metres, see posttraining/skills.py; the simulator's cubes are 0.044 wide of 0.08
+            "open_again": 0.5,
+            "speed": 0.004,  # metres a step, of pauses
+            "lasting": 3,  # steps
+            "tail": 8,  # steps
+            "splitter": "grammar",  # grammar | chat (the language model at WAM_CHAT_URL)
+        }
+    )
     config.data.threads = 2
     config.data.text_encoder = "minilm_l6"  # or umt5_xxl, t5_v1_1_xxl, siglip2_base_patch16_224, ...: `wam assets`
     config.data.text_tokens = 16  # instructions are padded to so many; a longer one is not cut

@@ -9,6 +9,7 @@ VERBS = {
     "quickstart": "from nothing to a robot that acts: demonstrations, training, evaluation, report",
     "demos": "write the simulator's expert demonstrations as RLDS",
     "index": "scan RLDS folders so that any frame can be read",
+    "skills": "cut demonstrations into skills, and say how many words and contacts agree on",
     "tokenize": "encode the training data once, for trainings to read",
     "train": "train tokenizer and world action model on RLDS or LeRobot data",
     "evaluate": "closed-loop success of a checkpoint in batched MJX",
@@ -20,7 +21,7 @@ VERBS = {
     "assets": "which pretrained weights are here, and the one command that gets each",
     "doctor": "what this machine has and what is missing",
 }
-_TAKES_CONFIG = ("quickstart", "demos", "tokenize", "train", "evaluate", "bench", "study")
+_TAKES_CONFIG = ("quickstart", "demos", "skills", "tokenize", "train", "evaluate", "bench", "study")
 _MISTAKES = (ValueError, FileNotFoundError, FileExistsError, KeyError, RuntimeError)
 
 

@@ -22,6 +22,7 @@ from data_pipelines.subset import open_split
 from data_pipelines.transforms import ActionCodec, Affine
 from data_pipelines.windows import WindowSpec
 from launch.config import ConfigError
+from launch.skills import with_skills
 from wam_jax import console
 from wam_jax.encoders.registry import text_encoder
 from wam_jax.tokenizers.tokenizer import Tokenizer
@@ -95,9 +96,9 @@ def open_data(config: ConfigDict) -> Data:
     if len(embodiments) != len(config.datasets):
         given = f"{len(embodiments)} embodiments and {len(config.datasets)} datasets"
         raise ConfigError(f"config.data has {given}; give one each, or none")
-    train = tuple(open_split(path, config.split) for path in config.datasets)
-    unlabelled = tuple(open_split(path, config.unlabelled) for path in config.datasets if config.unlabelled)
-    validation = tuple(open_split(path, config.validation_split) for path in config.datasets)
+    train = tuple(_open(config, path, config.split) for path in config.datasets)
+    unlabelled = tuple(_open(config, path, config.unlabelled) for path in config.datasets if config.unlabelled)
+    validation = tuple(_open(config, path, config.validation_split) for path in config.datasets)
     windows = WindowSpec(
         cameras=tuple(config.cameras),
         depth_cameras=tuple(config.depth_cameras),
@@ -128,6 +129,10 @@ def open_data(config: ConfigDict) -> Data:
     )
     _describe(data)
     return data
+
+
+def _open(config: ConfigDict, path: str, split: str) -> EpisodeStore:
+    return with_skills(config, open_split(path, split), path)
 
 
 def encode_text(instructions: list[str], encoder: str, tokens: int) -> TextTable:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from wam_jax.posttraining.instructions import ChatSplitter, GrammarSplitter
+from wam_jax.posttraining.instructions import ChatSplitter, GrammarSplitter, Remembered
 from wam_jax.posttraining.skills import SplitError
 
 TWICE = "pick up the red cube, place it on the yellow plate, then pick up the blue cube and place it on the purple one"
@@ -17,6 +17,8 @@ TWICE = "pick up the red cube, place it on the yellow plate, then pick up the bl
     ("instruction", "skills"),
     [
         ("lift the red cube", "lift the red cube"),
+        ("pick the sweet potato from the counter and place it in the plate",
+         "pick the sweet potato from the counter|place the sweet potato in the plate"),
         (TWICE, "pick up the red cube|place the red cube on the yellow plate|pick up the blue cube|"
                 "place the blue cube on the purple one"),
         ("stack the green cube on the red one and then press the button",
@@ -97,7 +99,7 @@ def test_it_asks_again_and_not_for_ever(endpoint):
     assert len(endpoint.asked) == 2
 
 
-NUMBER, MALFORMED = "words and contacts disagree in number", "the language model's answer is malformed"
+NUMBER, MALFORMED = "the language model gave another number of skills", "the language model's answer is malformed"
 
 
 @pytest.mark.parametrize(
@@ -137,6 +139,20 @@ def test_silence_a_closed_port_and_a_redirect_are_no_answer(endpoint):
     assert [path for path, *_ in endpoint.asked] == ["/v1/chat/completions"]  # the key went nowhere else
     with pytest.raises(SplitError, match="did not answer"):
         endpoint.splitter(attempts=1, url="http://127.0.0.1:9/v1").split("do both", [0, 1, 2])
+
+
+def test_what_was_answered_is_not_asked_again(endpoint, tmp_path):
+    endpoint.answers = [(200, GOOD, 0), (200, said({"skills": ["one"]}), 0)]
+    path = tmp_path / "kept" / "answers.jsonl"
+    first = Remembered(endpoint.splitter(attempts=1), path)
+    skills = first.split("do both", [0, 12, 30])
+    with pytest.raises(SplitError):
+        first.split("do both", [0, 13, 30])  # a failure is not kept
+    path.write_text(path.read_text() + '{"instruction": "cut o')
+    again = Remembered(endpoint.splitter(url="http://127.0.0.1:9/v1", attempts=1), path)
+    assert again.split("do both", [0, 12, 30]) == skills
+    with pytest.raises(SplitError):
+        again.split("do both", [0, 13, 30])
 
 
 def test_it_is_off_until_it_is_given_an_address(monkeypatch):

@@ -87,13 +87,13 @@ def test_what_cannot_be_cut_is_discarded_with_a_count():
     found = find_skills(
         [short, short, broken, short], [two, "pick up the red cube", two, ""], GripperCut(), GrammarSplitter()
     )
-    assert [(s.episode, s.instruction) for s in found.skills] == [
+    assert [(s.episode, s.instruction) for s in found.segments] == [
         (0, "pick up the red cube"),
         (0, "place the red cube on the yellow plate"),
     ]
-    assert found.skills[0].stop == found.skills[1].start
+    assert found.segments[0].stop == found.segments[1].start
     assert found.discarded == {
-        "words and contacts disagree in number": 1,
+        "1 by its words, 2 by its motion": 1,
         "its signal holds no number somewhere": 1,
         "it has no instruction": 1,
     }

@@ -143,6 +143,32 @@ def bars(rates: Mapping[str, Rate], title: str, xlabel: str = "success") -> byte
     return _save_chart(figure)
 
 
+def histogram(series: Mapping[str, Sequence[float]], title: str, xlabel: str) -> bytes:
+    """How often each value occurs, as PNG: the names over one another, in the same bins."""
+    figure, axes = _chart(title, _CHART_INCHES)
+    everything = np.concatenate([np.asarray(values, float) for values in series.values()])
+    edges = np.histogram_bin_edges(everything, bins=min(30, max(1, len(np.unique(everything)))))
+    for index, (name, values) in enumerate(series.items()):
+        axes.hist(values, edges.tolist(), label=name, color=_SERIES[index % len(_SERIES)], alpha=0.55)
+    axes.set_xlabel(xlabel, color=_INK)
+    axes.set_ylabel("count", color=_INK)
+    if len(series) > 1:
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+    return _save_chart(figure)
+
+
+def cut_signals(signals: Sequence[Float[np.ndarray, "T D"]], cuts: Sequence[Sequence[int]], title: str) -> bytes:
+    """Signals under one another as PNG, with a line at every cut."""
+    figure, axes = _chart(title, (_CHART_INCHES[0], 0.8 + 0.7 * len(signals)))
+    for row, (signal, own) in enumerate(zip(signals, cuts, strict=True)):
+        low, high = float(signal.min()), float(signal.max())
+        axes.plot(0.8 * (signal - low) / max(high - low, 1e-9) - row, color=_SERIES[0], linewidth=1.2)
+        axes.vlines(list(own), -row - 0.05, -row + 0.85, color=_SERIES[1], linewidth=1.5)
+    axes.set_yticks([0.4 - row for row in range(len(signals))], [str(row) for row in range(len(signals))])
+    axes.set_xlabel("step", color=_INK)
+    return _save_chart(figure)
+
+
 def radar(series: Mapping[str, Mapping[str, float]], title: str) -> bytes:
     """Shares in [0, 1] on spokes as PNG: one outline a name, one spoke an axis."""
     figure = Figure(figsize=(5.0, 4.2), layout="constrained")

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from data_pipelines.segments import Segment
 from wam_jax import console
 
 Cut = Callable[[Float[np.ndarray, "T ..."]], Int[np.ndarray, "S+1"]]
@@ -122,27 +123,17 @@ def _bounds(cuts: Sequence[int], length: int, tail: int) -> Int[np.ndarray, "S+1
     return np.array([0, *inner, length])
 
 
-@dataclasses.dataclass(frozen=True)
-class Skill:
-    """Steps ``start`` to ``stop`` (exclusive) of a demonstration, and what they do in words."""
-
-    episode: int
-    start: int
-    stop: int
-    instruction: str
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Skills:
     """What became of a dataset.
 
     Attributes:
-      skills: of the demonstrations that were kept, in order.
+      segments: of the demonstrations that were kept, in order, one for each skill.
       lengths: steps of every demonstration.
       discarded: how many demonstrations were, by reason.
     """
 
-    skills: tuple[Skill, ...]
+    segments: tuple[Segment, ...]
     lengths: tuple[int, ...]
     discarded: dict[str, int]
 
@@ -163,7 +154,7 @@ def find_skills(
       cut: ``GripperCut`` or ``PauseCut``.
       splitter: of instructions.
     """
-    skills: list[Skill] = []
+    segments: list[Segment] = []
     discarded: Counter[str] = Counter()
     for episode, (signal, instruction) in enumerate(
         zip(console.progress(signals, "skills"), instructions, strict=True)
@@ -172,7 +163,7 @@ def find_skills(
             bounds = cut(signal).tolist()
             parts = splitter.split(instruction, bounds)
             if len(parts) != len(bounds) - 1:
-                raise SplitError("words and contacts disagree in number")
+                raise SplitError(f"{len(parts)} by its words, {len(bounds) - 1} by its motion")
         except SplitError as error:
             discarded[str(error)] += 1
             continue
@@ -180,5 +171,5 @@ def find_skills(
             discarded["its signal holds no number somewhere"] += 1
             continue
         spans = zip(bounds[:-1], bounds[1:], parts, strict=True)
-        skills += [Skill(episode, start, stop, part) for start, stop, part in spans]
-    return Skills(skills=tuple(skills), lengths=tuple(map(len, signals)), discarded=dict(discarded))
+        segments += [Segment(episode, start, stop, part) for start, stop, part in spans]
+    return Skills(segments=tuple(segments), lengths=tuple(map(len, signals)), discarded=dict(discarded))
