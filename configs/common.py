@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
             "open_again": 0.5,
             "speed": 0.004,  # metres a step, of pauses
             "lasting": 3,  # steps
-            "tail": 8,  # steps
+            "tail": 16,  # steps
             "splitter": "grammar",  # grammar | chat (the language model at WAM_CHAT_URL)
         }
     )

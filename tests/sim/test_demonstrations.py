@@ -12,11 +12,14 @@ from data_pipelines.windows import WindowSpec, window_table
 from data_pipelines.write_rlds import RldsWriter
 from launch import demos
 from launch.config import ConfigError
+from wam_jax.posttraining.skills import GripperCut
 from wam_jax.sim.compilation import jit
 from wam_jax.sim.control import ACTION_SCALE
 from wam_jax.sim.demonstrations import generate, generate_batches, steps_to_success, wander
 from wam_jax.sim.render import depth_from_image
+from wam_jax.sim.scene import FINGER_TRAVEL
 from wam_jax.sim.tabletop import Tabletop
+from wam_jax.sim.tasks import TASKS
 
 
 def test_reach_expert_succeeds(reach_demonstrations):
@@ -178,3 +181,31 @@ def test_contact_experts_succeed(task, least):
     demonstrations = generate(env, jax.random.key(0), 128, env.expert_steps)
     assert np.mean(demonstrations.success[:, -1]) >= least
     assert np.isfinite(demonstrations.proprio).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.skills])
+def test_long_tasks_are_done_skill_by_skill_and_cut_into_them(task):
+    env, count = Tabletop(task, image_size=8), 32
+
+    def run(key):
+        states = wander(env, jax.vmap(env.reset)(jax.random.split(key, count)), jax.random.fold_in(key, 1), 10)
+
+        def step(states, key):
+            action = jax.vmap(env.expert)(states)
+            states = jax.vmap(env.step)(states, action.at[:, :3].add(0.15 * jax.random.normal(key, (count, 3))))
+            return states, (jax.vmap(env.outcome)(states), jax.vmap(env.facts)(states).opening)
+
+        return jax.lax.scan(step, states, jax.random.split(key, env.expert_steps))[1]
+
+    outcome, opening = jax.tree.map(np.asarray, jit(run)(jax.random.key(3)))
+    assert outcome.success[-1].mean() >= 0.95
+    steps = np.diff(outcome.skills, axis=0, prepend=0)
+    assert set(np.unique(steps)) == {0, 1}
+    number = len(TASKS[task].skills)
+    cut = GripperCut(closed_by=0.02, tail=16)
+    for episode in np.flatnonzero(outcome.success[-1]):
+        assert outcome.skills[-1, episode] == number
+        last = steps_to_success(outcome.success.T)[episode] + 8
+        bounds = cut(opening[: last + 1, episode] * 2 * FINGER_TRAVEL)
+        assert len(bounds) == number + 1

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wam_jax.posttraining.instructions import GrammarSplitter
 from wam_jax.sim import tasks
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import Facts, Layout
@@ -34,13 +35,16 @@ def layout(named_object=0, named_goal=0, num_objects=2):
     )
 
 
-def judged(task, facts, layout):
-    outcome = tasks.judge(tasks.TASKS[task], facts, layout)
+def judged(task, facts, layout, done=0):
+    outcome = tasks.judge(tasks.TASKS[task], facts, layout, jnp.asarray(done))
     return bool(outcome.success), bool(outcome.wrong), float(outcome.error)
 
 
 def test_unknown_task_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match=r"^task 'stack' is unknown \(has: reach, pick_lift, push, place\)$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^task 'stack' is unknown \(has: reach, pick_lift, push, place, pick_place, place_both, stack_press\)$",
+    ):
         Tabletop("stack")
 
 
@@ -63,6 +67,14 @@ def test_instructions():
     assert tasks.instruction_text("push")[2] == "push the blue block to the yellow disc"
     assert len(tasks.instruction_text("place")) == 6
     assert tasks.instruction_text("place")[3] == "place the green cube on the purple plate"
+
+
+@pytest.mark.parametrize("name", [name for name, task in tasks.TASKS.items() if task.skills])
+def test_the_grammar_splits_an_instruction_into_the_words_of_its_skills(name):
+    instructions, skills = tasks.instruction_text(name), tasks.skill_text(name)
+    assert len(set(instructions)) == len(instructions)
+    for number, instruction in enumerate(instructions):
+        assert GrammarSplitter().split(instruction, []) == tuple(words[number] for words in skills)
 
 
 @pytest.mark.parametrize("name", tasks.TASK_NAMES)
@@ -122,6 +134,51 @@ def test_place_asks_for_the_named_plate_at_rest_and_released():
     assert judged("place", facts(on_second, plates, opening=0.55), layout(0, 1))[:2] == (False, False)  # still held
     hovering = [[0.51, -0.1, REST + 0.02], [0.6, 0.0, REST]]
     assert judged("place", facts(hovering, plates), layout(0, 1))[:2] == (False, False)
+
+
+PLATES = [[0.5, 0.1, 0.001], [0.5, -0.1, 0.001]]
+APART = [[0.5, 0.0, REST], [0.6, 0.0, REST]]
+
+
+def test_place_both_asks_for_every_cube_on_its_own_plate_after_all_skills():
+    right, swapped = [[0.5, 0.1, REST], [0.5, -0.1, REST]], [[0.5, -0.1, REST], [0.5, 0.1, REST]]
+    assert judged("place_both", facts(right, PLATES), layout(0, 0), done=4)[:2] == (True, False)
+    assert judged("place_both", facts(right, PLATES), layout(1, 1), done=4)[:2] == (True, False)
+    assert judged("place_both", facts(right, PLATES), layout(0, 0), done=3)[:2] == (False, False)
+    assert judged("place_both", facts(swapped, PLATES), layout(0, 0), done=4)[:2] == (False, True)
+    one = [[0.5, 0.1, REST], [0.6, 0.0, REST]]
+    assert judged("place_both", facts(one, PLATES), layout(0, 0), done=2)[:2] == (False, False)
+
+
+def test_stack_press_asks_for_the_first_cube_on_the_other():
+    button, stacked = [[0.45, -0.1, 0.012]], [[0.6, 0.005, 3 * REST], [0.6, 0.0, REST]]
+    assert judged("stack_press", facts(stacked, button), layout(0), done=3)[:2] == (True, False)
+    assert judged("stack_press", facts(stacked, button), layout(0), done=2)[:2] == (False, False)
+    assert judged("stack_press", facts(stacked, button), layout(1), done=3)[:2] == (False, True)  # the other way up
+    assert judged("stack_press", facts(APART, button), layout(0), done=3)[:2] == (False, False)
+    _, _, error = judged("stack_press", facts(stacked, button), layout(0))
+    assert error == pytest.approx(0.005, abs=1e-6)
+
+
+def test_skills_count_in_their_order_and_one_at_a_time():
+    task, button = tasks.TASKS["stack_press"], [[0.45, -0.1, 0.012]]
+    held = facts([[0.5, 0.0, 0.12], APART[1]], button, tcp=(0.5, 0.0, 0.12), opening=0.55)
+    stacked = facts([[0.6, 0.0, 3 * REST], APART[1]], button, tcp=(0.6, 0.0, 0.2))
+    pressed = facts([[0.6, 0.0, 3 * REST], APART[1]], button, tcp=(0.45, -0.1, 0.03))
+
+    def advance(done, *moments, named=0):
+        for moment in moments:
+            done = int(tasks.advance(task, moment, layout(named), jnp.asarray(done)))
+        return done
+
+    assert advance(0, held, stacked, pressed) == 3
+    assert advance(0, held, stacked, pressed, pressed) == 3
+    assert advance(0, facts(APART, button, tcp=(0.45, -0.1, 0.03)), facts(APART, button)) == 0  # pressed too early
+    assert advance(0, held, held, held) == 1
+    assert advance(1, facts(APART, button)) == 1  # what was done stays done
+    assert advance(0, held, stacked, pressed, named=1) == 0  # the wrong cube
+    single = tasks.TASKS["reach"]
+    assert int(tasks.advance(single, held, layout(), jnp.asarray(0))) == 0
 
 
 def test_reset_says_what_it_shows(place, place_states):

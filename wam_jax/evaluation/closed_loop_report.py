@@ -9,9 +9,12 @@ from wam_jax.evaluation.report import Report
 from wam_jax.evaluation.statistics import Rate
 from wam_jax.evaluation.success import TaskResult
 from wam_jax.sim.rollout import Recording
+from wam_jax.sim.tasks import get_task
 
 _FPS = 8
 COLUMNS = ("task", "controller", "success", "95% interval", "wrong object", "n")
+SKILL_COLUMNS = ("task", "skill", "controller", "done")
+_WORDS = {"object": "first", "other": "second", "goal": "first", "other_goal": "second"}
 _LABELS = {
     "trained": "trained",
     "wrong_instruction": "told the wrong object",
@@ -41,6 +44,16 @@ def result_rows(results: Sequence[TaskResult]) -> list[tuple[str, ...]]:
     return rows
 
 
+def skill_rows(results: Sequence[TaskResult]) -> list[tuple[str, ...]]:
+    """One row a skill of a task and controller: how often it was done, after all those before it."""
+    return [
+        (result.task, skill.phrase.format(**_WORDS), _LABELS[name], str(outcome.at_least(number)))
+        for result in results
+        for number, skill in enumerate(get_task(result.task).skills, start=1)
+        for name, outcome in result.controllers.items()
+    ]
+
+
 def add_closed_loop(report: Report, results: Sequence[TaskResult], cameras: Sequence[str], execute: int, lead: int):
     """Success and controls, where the time goes, and films.
 
@@ -59,6 +72,8 @@ def add_closed_loop(report: Report, results: Sequence[TaskResult], cameras: Sequ
         "All controllers meet the same episodes. Success is judged at the last step, by the true instruction. Told the "
         "wrong object, a policy that listens fails, and its wrong-object rate is how often it did what it was told.",
     )
+    if skills := skill_rows(results):
+        report.add_table("Skills done, in their order", SKILL_COLUMNS, skills)
     report.add_table(
         "Speed of evaluation",
         ("task", "control steps a second", "physics", "pixels", "policy"),

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from wam_jax import console
 from wam_jax.evaluation.statistics import Rate
@@ -51,17 +51,24 @@ class EvaluationConfig:
     grounding_scenes: int = 64
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Controlled:
-    """Outcomes at the end of each episode, judged by the true instruction."""
+    """Outcomes at the end of each episode, judged by the true instruction; ``skills``: how many were done, in order."""
 
     success: Bool[np.ndarray, "N"]
     wrong: Bool[np.ndarray, "N"]
+    skills: Int[np.ndarray, "N"]
+
+    def at_least(self, skills: int) -> Rate:
+        """The share of episodes in which so many skills were done."""
+        return Rate(int((self.skills >= skills).sum()), len(self.skills))
 
     def summary(self) -> dict[str, Any]:
         rate = Rate(int(self.success.sum()), len(self.success))
         wrong = Rate(int(self.wrong.sum()), len(self.wrong))
+        done = [self.at_least(number + 1).rate for number in range(int(self.skills.max()))]
         return {
+            **({"skills": done} if done else {}),
             "success": rate.rate,
             "ci95": list(rate.ci95),
             "n": len(self.success),
@@ -205,7 +212,7 @@ def _run(
     """Outcomes of all episodes, the seconds that one batch took once compiled, and the first batch's trace."""
     params = jax.tree.map(lambda x: on_mesh(x, mesh), params)
     size = min(config.batch_size, config.episodes)
-    success, wrong, seconds = [], [], []
+    success, wrong, skills, seconds = [], [], [], []
     first: Trace | None = None
     for start in range(0, config.episodes, size):
         rows = np.arange(start, start + size) % config.episodes  # the last batch wraps around instead of recompiling
@@ -217,9 +224,10 @@ def _run(
         kept = min(size, config.episodes - start)
         success.append(np.asarray(trace.outcome.success)[-1, :kept])
         wrong.append(np.asarray(trace.outcome.wrong)[-1, :kept])
+        skills.append(np.asarray(trace.outcome.skills)[-1, :kept])
         first = first or trace
     assert first is not None  # there is at least one episode
-    controlled = Controlled(success=np.concatenate(success), wrong=np.concatenate(wrong))
+    controlled = Controlled(*map(np.concatenate, (success, wrong, skills)))
     return controlled, min(seconds), first
 
 

@@ -8,36 +8,62 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from wam_jax.sim.control import ACTION_SCALE
-from wam_jax.sim.tasks import Facts
+from wam_jax.sim.tasks import Facts, Named
 
 _OPEN, _CLOSE = 1.0, -1.0
 _HOVER = 0.09  # metres above a cube before going down to it
 _HOLDING_OPENING = 0.7  # below it the fingers have met a cube
 _LIFT_TO = 0.25  # metres
 _CARRY_HEIGHT = 0.10  # metres above rest
-_RETREAT_HEIGHT = 0.15  # metres
+_RETREAT_HEIGHT = 0.128  # metres above where a cube was put down
+_CUBE_HALF_SIZE = 0.022  # metres
 _PUSH_HEIGHT = 0.03  # metres
 _APPROACH_HEIGHT = 0.12  # metres
 _BEHIND = 0.065  # metres between a block's centre and the place from which it is pushed
 
 
-def reach(facts: Facts, target: Float[Array, "3"], goal: Float[Array, "3"]) -> Float[Array, "4"]:
+def reach(facts: Facts, named: Named) -> Float[Array, "4"]:
     """Straight to the sphere's centre."""
-    return _towards(facts, target, _OPEN)
+    return _towards(facts, named.object, _OPEN)
 
 
-def pick_lift(facts: Facts, target: Float[Array, "3"], goal: Float[Array, "3"]) -> Float[Array, "4"]:
+def pick_lift(facts: Facts, named: Named) -> Float[Array, "4"]:
     """Over the cube, down, close, and up."""
+    target = named.object
     around, held = _grasp_state(facts, target)
     # Straight up from where the fingers are: following the cube would follow its slip.
     lift = _with_height(facts.command, _LIFT_TO)
     return _towards(facts, jnp.where(held, lift, _grasp_approach(facts, target)), jnp.where(around, _CLOSE, _OPEN))
 
 
-def place(facts: Facts, target: Float[Array, "3"], goal: Float[Array, "3"]) -> Float[Array, "4"]:
+def place(facts: Facts, named: Named) -> Float[Array, "4"]:
     """Picks the cube, carries it on a funnel-shaped path that ends on the plate, opens, and goes up."""
+    return _put(facts, named.object, named.goal, _CUBE_HALF_SIZE)
+
+
+def place_other(facts: Facts, named: Named) -> Float[Array, "4"]:
+    """The same with the other cube and plate."""
+    return place(facts, named.others_first())
+
+
+def stack(facts: Facts, named: Named) -> Float[Array, "4"]:
+    """The same onto the other cube."""
+    return _put(facts, named.object, named.other, 3 * _CUBE_HALF_SIZE)
+
+
+def press(facts: Facts, named: Named) -> Float[Array, "4"]:
+    """Over the button, and down on it."""
+    over = jnp.linalg.norm(facts.tcp[:2] - named.goal[:2]) < 0.015
+    height = jnp.where(over, named.goal[2] + 0.015, _APPROACH_HEIGHT)
+    # Up first: what was just put down is beside the fingers.
+    up = _with_height(facts.command, jnp.maximum(facts.command[2], _APPROACH_HEIGHT))
+    clear = over | (facts.tcp[2] > 0.9 * _APPROACH_HEIGHT)
+    return _towards(facts, jnp.where(clear, jnp.append(named.goal[:2], height), up), _OPEN)
+
+
+def _put(facts: Facts, target: Float[Array, "3"], goal: Float[Array, "3"], rest: float) -> Float[Array, "4"]:
+    """Picks a cube and puts it down at the goal's (x, y), where its centre then is ``rest`` metres high."""
     around, held = _grasp_state(facts, target)
-    rest = 0.022
     to_goal = goal[:2] - target[:2]
     away = jnp.linalg.norm(to_goal)
     height = target[2] - rest
@@ -48,14 +74,15 @@ def place(facts: Facts, target: Float[Array, "3"], goal: Float[Array, "3"]) -> F
     carry = jnp.append(target[:2] + sideways * to_goal, rest + funnel) + grip
     placed = (away < 0.02) & (height < 0.006)
     destination = jnp.where(held, carry, _grasp_approach(facts, target))
-    destination = jnp.where(placed, _with_height(facts.command, _RETREAT_HEIGHT), destination)
+    destination = jnp.where(placed, _with_height(facts.command, rest + _RETREAT_HEIGHT), destination)
     # Fingers first open, then leave.
     destination = jnp.where(placed & (facts.opening < 0.8) & around, facts.command, destination)
     return _towards(facts, destination, jnp.where(around & ~placed, _CLOSE, _OPEN))
 
 
-def push(facts: Facts, target: Float[Array, "3"], goal: Float[Array, "3"]) -> Float[Array, "4"]:
+def push(facts: Facts, named: Named) -> Float[Array, "4"]:
     """Closed fingers go behind the block, as seen from the disc, then push it there; if it slips aside, again."""
+    target, goal = named.object, named.goal
     to_goal = goal[:2] - target[:2]
     remaining = jnp.linalg.norm(to_goal)
     forward = to_goal / (remaining + 1e-6)
@@ -78,7 +105,16 @@ def push(facts: Facts, target: Float[Array, "3"], goal: Float[Array, "3"]) -> Fl
     return action.at[:3].multiply(jnp.where(pushing, 0.6, 1.0))
 
 
-EXPERTS = {"reach": reach, "pick_lift": pick_lift, "push": push, "place": place}
+# Of each task, one for each of its skills.
+EXPERTS = {
+    "reach": (reach,),
+    "pick_lift": (pick_lift,),
+    "push": (push,),
+    "place": (place,),
+    "pick_place": (place, place),
+    "place_both": (place, place, place_other, place_other),
+    "stack_press": (stack, stack, press),
+}
 
 
 def _towards(facts: Facts, destination: Float[Array, "3"], gripper) -> Float[Array, "4"]:

@@ -44,6 +44,7 @@ class SimState:
         command in units of 2.5 cm, gripper ±1. Zero motion, open, after a reset.
       variation: the conditions of the episode.
       distractors: where they are, as far as there are any.
+      done: how many of the task's skills were done so far, in their order.
     """
 
     physics: mjx.Data
@@ -53,6 +54,7 @@ class SimState:
     applied_action: Float32[Array, "4"]
     variation: Variation
     distractors: Float32[Array, "d 3"]
+    done: Int32[Array, ""]
 
 
 class Tabletop:
@@ -129,15 +131,15 @@ class Tabletop:
         jitter = jnp.array(_START_SPREAD) * jax.random.normal(arm_key, (NUM_ARM_JOINTS,)) + variation.arm_joint_shift
         physics = settle(self._mjx_model, self._lay_out(layout, jitter))
         command = physics.site_xpos[self._tcp]
-        named_color = layout.object_colors[layout.named_object]
         return SimState(
             physics=physics,
             command=command,
             layout=layout,
-            instruction=tasks.instruction_index(self._task, named_color, layout.named_goal).astype(jnp.int32),
+            instruction=self._instruction(layout),
             applied_action=jnp.array([0.0, 0.0, 0.0, 1.0]),
             variation=jax.tree.map(jnp.asarray, variation),
             distractors=tasks.place_distractors(self._task, distractor_key, layout),
+            done=jnp.asarray(0, jnp.int32),
         )
 
     def step(self, state: SimState, action: Float[Array, "4"]) -> SimState:
@@ -157,7 +159,9 @@ class Tabletop:
         targets = jnp.concatenate([joints, control.finger_target(action[3])])
         physics = advance(self._mjx_model, physics, targets)
         applied = control.effective_action(state.command, command, action[3])
-        return dataclasses.replace(state, physics=physics, command=command, applied_action=applied)
+        state = dataclasses.replace(state, physics=physics, command=command, applied_action=applied)
+        done = tasks.advance(self._task, self.facts(state), state.layout, state.done)
+        return dataclasses.replace(state, done=done)
 
     def render(self, state: SimState) -> UInt8[Array, "V H W 3"]:
         """Pictures of all ``cameras``."""
@@ -195,20 +199,23 @@ class Tabletop:
 
     def expert(self, state: SimState) -> Float32[Array, "4"]:
         """The scripted expert's action, from the truth about the scene."""
-        facts = self.facts(state)
-        goal = facts.goals[state.layout.named_goal] if self._task.num_goals else jnp.zeros(3)
-        return EXPERTS[self.task](facts, facts.objects[state.layout.named_object], goal)
+        facts, experts = self.facts(state), EXPERTS[self.task]
+        named = tasks.named_things(self._task, facts, state.layout)
+        return jnp.stack([expert(facts, named) for expert in experts])[jnp.minimum(state.done, len(experts) - 1)]
 
     def outcome(self, state: SimState) -> Outcome:
         """Whether the instruction holds now."""
-        return tasks.judge(self._task, self.facts(state), state.layout)
+        return tasks.judge(self._task, self.facts(state), state.layout, state.done)
 
     def wrong_instruction(self, state: SimState) -> Int[Array, ""]:
-        """Index of an instruction that names another object of this scene (and the same goal)."""
-        layout = state.layout
-        other = (layout.named_object + 1) % self._task.num_objects
-        index = tasks.instruction_index(self._task, layout.object_colors[other], layout.named_goal)
-        return index.astype(jnp.int32)
+        """Index of an instruction that names another object of this scene first (and the same goal)."""
+        other = tasks.other_object(self._task, state.layout)
+        return self._instruction(dataclasses.replace(state.layout, named_object=other))
+
+    def _instruction(self, layout: Layout) -> Int32[Array, ""]:
+        colors = layout.object_colors
+        first, other = colors[layout.named_object], colors[tasks.other_object(self._task, layout)]
+        return tasks.instruction_index(self._task, first, other, layout.named_goal).astype(jnp.int32)
 
     def facts(self, state: SimState) -> Facts:
         """The truth about the scene."""
@@ -227,7 +234,7 @@ class Tabletop:
         arm = self._home.qpos[: len(scene.HOME_QPOS)].at[:NUM_ARM_JOINTS].add(arm_jitter)
         height = jnp.full((self._task.num_objects, 1), self._task.rest_height)
         objects = jnp.concatenate([layout.object_xy, height], axis=-1)
-        goals = jnp.concatenate([layout.goal_xy, jnp.full((self._task.num_goals, 1), 0.001)], axis=-1)
+        goals = jnp.concatenate([layout.goal_xy, jnp.full((self._task.num_goals, 1), self._task.goal_height)], axis=-1)
         if self._task.object_shape == "sphere":
             return self._home.replace(qpos=arm, ctrl=arm, mocap_pos=jnp.concatenate([objects, goals]))
         half, zero = layout.object_yaw / 2, jnp.zeros_like(layout.object_yaw)

@@ -1,10 +1,12 @@
-"""The four tasks: their words, their objects, how a layout is drawn, and what counts as done.
+"""The tasks: their words, their objects, how a layout is drawn, and what counts as done.
 
-In every task several objects are in view and the instruction names one, so a policy that ignores words fails.
+In every task several objects are in view and the instruction names one, so a policy that ignores words fails. The last
+three ask for several skills in turn.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +22,15 @@ REACH_RADIUS = 0.03  # metres between tcp and sphere
 LIFT_HEIGHT = 0.10  # metres above rest
 GOAL_RADIUS = 0.03  # metres in the plane between object and goal
 REST_TOLERANCE = 0.005  # metres
+STACK_TOLERANCE = 0.02  # metres between where a cube lies and the top of another
+PRESS_RADIUS = 0.025  # metres in the plane between tcp and button
 RELEASED_OPENING = 0.75  # of the gripper's full opening; a cube held keeps it at 0.55
 
+_PICKED_HEIGHT = 0.03  # metres above rest
+_LEFT_HEIGHT = 0.1  # metres of the tcp over where a cube was put down
+_PRESS_HEIGHT = 0.03  # metres of the tcp over the middle of a button
 _SPHERE_RADIUS = 0.03
 _CUBE_HALF_SIZE = 0.022
-_GOAL_HALF_THICKNESS = 0.001
 _LAYOUT_CANDIDATES = 256
 MOST_DISTRACTORS = 2
 _DISTRACTOR_COLORS = ((1.0, 0.5, 0.0), (0.9, 0.3, 0.7))
@@ -58,6 +64,32 @@ class Facts:
     goals: Float[Array, "*B g 3"]
 
 
+class Named(NamedTuple):
+    """Where the things are that an instruction names, metres; zeros for what a task does not have."""
+
+    object: Float[Array, "3"]
+    goal: Float[Array, "3"]
+    other: Float[Array, "3"]
+    other_goal: Float[Array, "3"]
+
+    def others_first(self) -> "Named":
+        """The other way round."""
+        return Named(self.other, self.other_goal, self.object, self.goal)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Skill:
+    """One of the things that a task asks for in turn.
+
+    Attributes:
+      phrase: the instruction for it alone, see ``Task.phrases``.
+      met: ``(facts, named) -> bool``: whether it is done, at the moment in which it is.
+    """
+
+    phrase: str
+    met: Callable[[Facts, Named], Bool[Array, ""]]
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -67,11 +99,13 @@ class Outcome:
       success: what was asked is so.
       wrong: the same is so of an object or goal that was not named.
       error: metres that are missing (distance to the target, or height still to lift).
+      skills: how many of the task's skills were done so far, in their order; 0 where it has none.
     """
 
     success: Bool[Array, "*B"]
     wrong: Bool[Array, "*B"]
     error: Float[Array, "*B"]
+    skills: Int[Array, "*B"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +113,8 @@ class Task:
     """A task as data.
 
     Attributes:
-      phrases: the instruction, with ``{object}`` and ``{goal}`` for colours; then other ways to say it.
+      phrases: the instruction, with ``{object}`` and ``{goal}`` for colours (and ``{other}``, ``{other_goal}`` where
+        ``names_other``); then other ways to say it.
       object_shape: "sphere" (seen only) or "cube" (loose body).
       goal_colors: colours of the goals, in slot order; empty where there is none.
       goal_radius: metres, as drawn.
@@ -90,6 +125,10 @@ class Task:
       episode_steps: control steps that a policy is given.
       expert_steps: control steps that suffice for the expert and for holding what it reached.
       judge: ``facts -> (met bool[n, max(g, 1)], error f32[n, max(g, 1)])`` for every object and goal.
+      goal_height: metres, half of the goals' thickness.
+      names_other: whether the instruction names both objects.
+      both: whether each object has to be at a goal of its own.
+      skills: what has to be done in turn; empty: only the end counts.
     """
 
     phrases: tuple[str, ...]
@@ -104,6 +143,10 @@ class Task:
     episode_steps: int
     expert_steps: int
     judge: Callable[[Facts], tuple[Bool[Array, "n g"], Float[Array, "n g"]]]
+    goal_height: float = 0.001
+    names_other: bool = False
+    both: bool = False
+    skills: tuple[Skill, ...] = ()
 
     @property
     def num_goals(self) -> int:
@@ -145,6 +188,53 @@ def _judge_place(facts: Facts):
     at_rest = jnp.abs(facts.objects[:, 2] - _CUBE_HALF_SIZE) < REST_TOLERANCE
     return (error < GOAL_RADIUS) & at_rest[:, None] & (facts.opening > RELEASED_OPENING), error
 
+
+def _judge_stack(facts: Facts):
+    """Of every object, whether it lies on the next one; tasks with two objects."""
+    below = jnp.roll(facts.objects, -1, axis=0)
+    error = jnp.linalg.norm(facts.objects - below - jnp.array([0.0, 0.0, 2 * _CUBE_HALF_SIZE]), axis=-1)[:, None]
+    return (error < STACK_TOLERANCE) & (facts.opening > RELEASED_OPENING), error
+
+
+def _picked(facts: Facts, named: Named) -> Bool[Array, ""]:
+    return named.object[2] > _CUBE_HALF_SIZE + _PICKED_HEIGHT
+
+
+def _placed(facts: Facts, named: Named) -> Bool[Array, ""]:
+    there = jnp.linalg.norm(named.object[:2] - named.goal[:2]) < GOAL_RADIUS
+    at_rest = jnp.abs(named.object[2] - _CUBE_HALF_SIZE) < REST_TOLERANCE
+    return there & at_rest & (facts.opening > RELEASED_OPENING) & (facts.tcp[2] > _LEFT_HEIGHT)
+
+
+def _stacked(facts: Facts, named: Named) -> Bool[Array, ""]:
+    error = jnp.linalg.norm(named.object - named.other - jnp.array([0.0, 0.0, 2 * _CUBE_HALF_SIZE]))
+    left = facts.tcp[2] > named.object[2] + _LEFT_HEIGHT - _CUBE_HALF_SIZE
+    return (error < STACK_TOLERANCE) & (facts.opening > RELEASED_OPENING) & left
+
+
+def _pressed(facts: Facts, named: Named) -> Bool[Array, ""]:
+    over = jnp.linalg.norm(facts.tcp[:2] - named.goal[:2]) < PRESS_RADIUS
+    return over & (facts.tcp[2] < named.goal[2] + _PRESS_HEIGHT)
+
+
+def _of_the_other(met: Callable[[Facts, Named], Bool[Array, ""]]) -> Callable[[Facts, Named], Bool[Array, ""]]:
+    return lambda facts, named: met(facts, named.others_first())
+
+
+_PICK = Skill(phrase="pick up the {object} cube", met=_picked)
+_PLACE = Skill(phrase="place the {object} cube on the {goal} plate", met=_placed)
+_TWO_CUBES: dict[str, Any] = {
+    "num_objects": 2,
+    "object_shape": "cube",
+    "area": ((0.4, -0.2), (0.64, 0.2)),
+    "clear_height": 0.1,
+}
+_TWO_PLATES: dict[str, Any] = {
+    **_TWO_CUBES,
+    "goal_colors": ("yellow", "purple"),
+    "goal_radius": 0.045,
+    "judge": _judge_place,
+}
 
 TASKS = {
     "reach": Task(
@@ -202,15 +292,56 @@ TASKS = {
             "set the {object} one down on the {goal} disc",
             "take the {object} thing over to the {goal} round plate and leave it there",
         ),
-        num_objects=2,
-        object_shape="cube",
-        goal_colors=("yellow", "purple"),
-        goal_radius=0.045,
-        area=((0.4, -0.2), (0.64, 0.2)),
-        clear_height=0.1,
         episode_steps=72,
         expert_steps=72,
-        judge=_judge_place,
+        **_TWO_PLATES,
+    ),
+    "pick_place": Task(
+        phrases=(
+            "pick up the {object} cube and place it on the {goal} plate",
+            "grasp the {object} block, then set it down on the {goal} dish",
+        ),
+        episode_steps=80,
+        expert_steps=72,
+        skills=(_PICK, _PLACE),
+        **_TWO_PLATES,
+    ),
+    "place_both": Task(
+        phrases=(
+            "pick up the {object} cube, place it on the {goal} plate, "
+            "then pick up the {other} cube and place it on the {other_goal} plate",
+            "put the {object} block onto the {goal} dish and after that the {other} block onto the {other_goal} dish",
+        ),
+        names_other=True,
+        both=True,
+        episode_steps=144,
+        expert_steps=120,
+        skills=(
+            _PICK,
+            _PLACE,
+            Skill(phrase="pick up the {other} cube", met=_of_the_other(_picked)),
+            Skill(phrase="place the {other} cube on the {other_goal} plate", met=_of_the_other(_placed)),
+        ),
+        **_TWO_PLATES,
+    ),
+    "stack_press": Task(
+        phrases=(
+            "pick up the {object} cube, stack it on the {other} cube, then press the {goal} button",
+            "put the {object} block on top of the {other} one and finally push the {goal} knob",
+        ),
+        goal_colors=("yellow",),
+        goal_radius=0.03,
+        goal_height=0.012,
+        names_other=True,
+        episode_steps=104,
+        expert_steps=88,
+        judge=_judge_stack,
+        skills=(
+            _PICK,
+            Skill(phrase="stack the {object} cube on the {other} cube", met=_stacked),
+            Skill(phrase="press the {goal} button", met=_pressed),
+        ),
+        **_TWO_CUBES,
     ),
 }
 TASK_NAMES = tuple(TASKS)
@@ -228,22 +359,55 @@ def get_task(name: str) -> Task:
 
 
 def instruction_text(name: str) -> tuple[str, ...]:
-    """Every instruction of a task; an instruction index counts goals fastest, then object colours."""
+    """Every instruction of a task; its index counts goals fastest, then the other object's colours, then colours."""
     return wordings(name)[0]
 
 
 def wordings(name: str) -> tuple[tuple[str, ...], ...]:
     """The instructions of a task in every wording: first as demonstrations say them, then farther and farther off."""
     task = get_task(name)
+    return tuple(_said(task, phrase) for phrase in task.phrases)
+
+
+def skill_text(name: str) -> tuple[tuple[str, ...], ...]:
+    """Of each skill of a task, its own words for every instruction."""
+    task = get_task(name)
+    return tuple(_said(task, skill.phrase) for skill in task.skills)
+
+
+def _said(task: Task, phrase: str) -> tuple[str, ...]:
+    goals = task.goal_colors or ("",)
+    others = OBJECT_COLORS if task.names_other else ("",)
     return tuple(
-        tuple(phrase.format(object=color, goal=goal) for color in OBJECT_COLORS for goal in task.goal_colors or ("",))
-        for phrase in task.phrases
+        phrase.format(object=color, other=other, goal=goal, other_goal=goals[-1 - index])
+        for color in OBJECT_COLORS
+        for other in others
+        for index, goal in enumerate(goals)
     )
 
 
-def instruction_index(task: Task, color: Int[Array, "*B"], goal: Int[Array, "*B"]) -> Int[Array, "*B"]:
-    """Index into :func:`instruction_text` of an object colour and a goal slot."""
-    return color * max(task.num_goals, 1) + goal
+def instruction_index(
+    task: Task, color: Int[Array, "*B"], other: Int[Array, "*B"], goal: Int[Array, "*B"]
+) -> Int[Array, "*B"]:
+    """Index into :func:`instruction_text` of two objects' colours and a goal slot."""
+    named = color * len(OBJECT_COLORS) + other if task.names_other else color
+    return named * max(task.num_goals, 1) + goal
+
+
+def named_things(task: Task, facts: Facts, layout: Layout) -> Named:
+    """Where they are now; the other object is the one after the named one, the other goal likewise."""
+    goals = facts.goals if task.num_goals else jnp.zeros((1, 3))
+    return Named(
+        object=facts.objects[layout.named_object],
+        goal=goals[layout.named_goal],
+        other=facts.objects[other_object(task, layout)],
+        other_goal=goals[(layout.named_goal + 1) % len(goals)],
+    )
+
+
+def other_object(task: Task, layout: Layout) -> Int[Array, "*B"]:
+    """Index of an object that is not the (first) named one."""
+    return (layout.named_object + 1) % task.num_objects
 
 
 def build_model(task: Task, varied: bool = False) -> mujoco.MjModel:
@@ -259,7 +423,7 @@ def build_model(task: Task, varied: bool = False) -> mujoco.MjModel:
     goals = []
     for slot, color in enumerate(task.goal_colors):
         rgb = " ".join(map(str, GOAL_COLORS[color]))
-        disc = f'type="cylinder" size="{task.goal_radius} {_GOAL_HALF_THICKNESS}" rgba="{rgb} 1"'
+        disc = f'type="cylinder" size="{task.goal_radius} {task.goal_height}" rgba="{rgb} 1"'
         goals.append(scene.marker(f"goal{slot}", disc))
     return scene.build_model(objects + goals + (_varied_looks(task) if varied else []))
 
@@ -340,13 +504,29 @@ def _path_clearance(objects: Float[Array, "n 2"], goal: Float[Array, "2"], named
     return jnp.min(jnp.where(jnp.arange(len(objects)) == named, jnp.inf, distance))
 
 
-def judge(task: Task, facts: Facts, layout: Layout) -> Outcome:
-    """Judges the scene against the instruction (unbatched). Success excludes that a wrong thing holds, too."""
+def advance(task: Task, facts: Facts, layout: Layout, done: Int[Array, ""]) -> Int[Array, ""]:
+    """How many skills are done, in their order, given how many were a step before; at most one more."""
+    if not task.skills:
+        return done
+    named = named_things(task, facts, layout)
+    met = jnp.stack([*(skill.met(facts, named) for skill in task.skills), jnp.asarray(False)])
+    return done + met[done].astype(done.dtype)
+
+
+def judge(task: Task, facts: Facts, layout: Layout, done: Int[Array, ""]) -> Outcome:
+    """Judges the scene against the instruction (unbatched), given how many skills are done.
+
+    Success excludes that a wrong thing holds, too, and takes all skills to be done, in order.
+    """
     met, error = task.judge(facts)
-    named = jnp.zeros_like(met).at[layout.named_object, layout.named_goal].set(True)
+    goal = layout.named_goal if met.shape[1] > 1 else 0
+    named = jnp.zeros_like(met).at[layout.named_object, goal].set(True)
+    if task.both:
+        named = named.at[other_object(task, layout), (goal + 1) % task.num_goals].set(True)
     wrong = jnp.any(met & ~named)
     return Outcome(
-        success=jnp.any(met & named) & ~wrong,
+        success=jnp.all(met | ~named) & ~wrong & (done == len(task.skills)),
         wrong=wrong,
         error=jnp.sum(jnp.where(named, error, 0.0)),
+        skills=done,
     )
