@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wam_jax.nn.discriminator import Conv, DiscriminatorConfig, GroupNorm, define_discriminator
+from wam_jax.nn.convolution import Conv, GroupNorm
+from wam_jax.nn.discriminator import DiscriminatorConfig, define_discriminator
 from wam_jax.nn.module import define
 
 SMALL = DiscriminatorConfig(width=4, halvings=2, groups=2)
@@ -67,10 +68,10 @@ def test_a_picture_is_judged_by_itself():
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(8, 8), (7, 10)])
 def test_a_convolution_is_the_same_on_every_platform(stride, size, monkeypatch):
-    definition = define(lambda rngs: Conv(3, 5, stride, rngs))
+    definition = define(lambda rngs: Conv(3, 5, rngs, size=4, stride=stride, product=True))
     conv, x = definition.bind(definition.init(jax.random.key(0))), pictures(2, *size, 3)
     here = conv(x)
-    monkeypatch.setattr("wam_jax.nn.discriminator.ambient_platform", lambda: "tpu")
+    monkeypatch.setattr("wam_jax.nn.convolution.ambient_platform", lambda: "tpu")
     np.testing.assert_allclose(here, conv(x), atol=1e-5)
 
 

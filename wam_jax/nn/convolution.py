@@ -1,4 +1,4 @@
-"""Transposed convolutions from a grid of tokens to pixels."""
+"""Convolutions of pictures, and transposed ones from a grid of tokens to pixels."""
 
 import math
 
@@ -9,9 +9,72 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from wam_jax.nn.module import normal
+from wam_jax.sharding import ambient_platform
 
 _KERNEL = 3  # neighbouring patches overlap, so that no seams show between them
 _LEAST_WIDTH = 16
+
+
+class Conv(nnx.Module):
+    """A convolution of pictures with one row and column of zeros around them, in the dtype of ``x``.
+
+    Args:
+      inputs, outputs: channels.
+      size: rows and columns of the kernel.
+      stride: in both directions.
+      bias: whether there is one.
+      product: on CPUs, as one product with what is under the kernel. There, a convolution's gradients inside
+        ``lax.cond`` or ``lax.scan`` take twelve times as long as outside (jax issue 12868); a product takes half as
+        long again anywhere.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        rngs: nnx.Rngs,
+        size: int = 3,
+        stride: int = 1,
+        bias: bool = True,
+        product: bool = False,
+    ):
+        shape = (size, size, inputs, outputs)
+        self.kernel = nnx.Param(normal(inputs * size**2)(rngs.params(), shape), axes=(None,) * 4)
+        self.bias = nnx.Param(jnp.zeros(outputs), axes=(None,)) if bias else None
+        self.stride, self.product = stride, product
+
+    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
+        kernel = self.kernel[...].astype(x.dtype)
+        if self.product and ambient_platform() == "cpu":
+            y = _patches(x, len(kernel), self.stride) @ rearrange(kernel, "h w i o -> (w h i) o")
+        else:
+            y = jax.lax.conv_general_dilated(
+                x, kernel, (self.stride,) * 2, [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def _patches(x: Float[Array, "B H W I"], size: int, stride: int) -> Float[Array, "B h w P"]:
+    """What is under the kernel at each of its places, side by side as channels, column by column."""
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    rows, columns = (extent - size + 1 for extent in x.shape[1:3])
+    x = jnp.concatenate([x[:, first : first + rows : stride] for first in range(size)], axis=-1)
+    return jnp.concatenate([x[:, :, first : first + columns : stride] for first in range(size)], axis=-1)
+
+
+class GroupNorm(nnx.Module):
+    """Mean 0 and variance 1 of each group of channels over one picture, then a learned scale and bias; in float32."""
+
+    def __init__(self, width: int, groups: int, epsilon: float = 1e-6):
+        self.scale = nnx.Param(jnp.ones(width), axes=(None,))
+        self.bias = nnx.Param(jnp.zeros(width), axes=(None,))
+        self.groups, self.epsilon = groups, epsilon
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        y = rearrange(x.astype(jnp.float32), "b h w (g c) -> b h w g c", g=self.groups)
+        y = y - jnp.mean(y, (1, 2, 4), keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, (1, 2, 4), keepdims=True) + self.epsilon)
+        return (y.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class TransposedConv(nnx.Module):

@@ -10,12 +10,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from wam_jax.nn.module import Definition, define, normal
-from wam_jax.sharding import ambient_platform
+from wam_jax.nn.convolution import Conv, GroupNorm
+from wam_jax.nn.module import Definition, define
 
 _KERNEL = 4  # rows and columns of every convolution
 _WIDEST = 8  # channels of the widest convolution, in units of the first one's
@@ -59,49 +58,8 @@ class DiscriminatorConfig:
         return [3, *(self.width * min(2**index, _WIDEST) for index in range(self.halvings + 1))]
 
 
-class Conv(nnx.Module):
-    """A 4 x 4 convolution of pictures with one row and column of zeros around them, in the dtype of ``x``."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, rngs: nnx.Rngs):
-        shape = (_KERNEL, _KERNEL, inputs, outputs)
-        self.kernel = nnx.Param(normal(inputs * _KERNEL**2)(rngs.params(), shape), axes=(None,) * 4)
-        self.bias = nnx.Param(jnp.zeros(outputs), axes=(None,))
-        self.stride = stride
-
-    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
-        kernel = self.kernel[...].astype(x.dtype)
-        if ambient_platform() == "cpu":
-            # There, a convolution's gradients inside ``lax.cond`` or ``lax.scan`` take twelve times as long as outside
-            # (jax issue 12868), and the adversarial loss is in one; a product takes half as long again anywhere.
-            y = _patches(x, self.stride) @ rearrange(kernel, "h w i o -> (w h i) o")
-        else:
-            y = jax.lax.conv_general_dilated(
-                x, kernel, (self.stride,) * 2, [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-        return y + self.bias[...].astype(x.dtype)
-
-
-def _patches(x: Float[Array, "B H W I"], stride: int) -> Float[Array, "B h w 16I"]:
-    """What is under the kernel at each of its places, side by side as channels, column by column."""
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    rows, columns = (size - _KERNEL + 1 for size in x.shape[1:3])
-    x = jnp.concatenate([x[:, first : first + rows : stride] for first in range(_KERNEL)], axis=-1)
-    return jnp.concatenate([x[:, :, first : first + columns : stride] for first in range(_KERNEL)], axis=-1)
-
-
-class GroupNorm(nnx.Module):
-    """Mean 0 and variance 1 of each group of channels over one picture, then a learned scale and bias; in float32."""
-
-    def __init__(self, width: int, groups: int, epsilon: float = 1e-6):
-        self.scale = nnx.Param(jnp.ones(width), axes=(None,))
-        self.bias = nnx.Param(jnp.zeros(width), axes=(None,))
-        self.groups, self.epsilon = groups, epsilon
-
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        y = rearrange(x.astype(jnp.float32), "b h w (g c) -> b h w g c", g=self.groups)
-        y = y - jnp.mean(y, (1, 2, 4), keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, (1, 2, 4), keepdims=True) + self.epsilon)
-        return (y.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(x.dtype)
+def _conv(inputs: int, outputs: int, stride: int, rngs: nnx.Rngs) -> Conv:
+    return Conv(inputs, outputs, rngs, size=_KERNEL, stride=stride, product=True)  # it is trained in a `lax.cond`
 
 
 class Discriminator(nnx.Module):
@@ -110,9 +68,10 @@ class Discriminator(nnx.Module):
     def __init__(self, config: DiscriminatorConfig, rngs: nnx.Rngs):
         channels = config.channels()
         strides = [2] * config.halvings + [1]
-        self.convs = nnx.List([Conv(*sizes, rngs) for sizes in zip(channels[:-1], channels[1:], strides, strict=True)])
+        sizes = zip(channels[:-1], channels[1:], strides, strict=True)
+        self.convs = nnx.List([_conv(*each, rngs) for each in sizes])
         self.norms = nnx.List([GroupNorm(width, config.groups) for width in channels[2:]])
-        self.logits = Conv(channels[-1], 1, 1, rngs)
+        self.logits = _conv(channels[-1], 1, 1, rngs)
         self.config = config
 
     def __call__(self, pictures: Float[Array, "B H W 3"]) -> Float[Array, "B r c"]:

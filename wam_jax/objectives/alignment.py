@@ -138,16 +138,16 @@ def resize(features: Float[Array, "*B r c D"], rows: int, columns: int) -> Float
 def _similarity(projected: Float[Array, "B T h w D"], teacher: Float[Array, "B P r c D"]) -> Float[Array, "B T h w"]:
     """Cosine of the angle between the two features of each position, see ``on_grid``."""
     _check_widths(projected, teacher)
-    return jnp.sum(_unit(projected) * _unit(on_grid(teacher, *projected.shape[1:4])), -1)
+    return jnp.sum(unit(projected) * unit(on_grid(teacher, *projected.shape[1:4])), -1)
 
 
 def _pairs(features: Float[Array, "B T h w D"]) -> Float[Array, "B T N N"]:
     """Cosine of the angle between the features of every two positions of a frame."""
-    unit = rearrange(_unit(features), "b t h w d -> b t (h w) d")
-    return jnp.einsum("btid,btjd->btij", unit, unit)
+    flat = rearrange(unit(features), "b t h w d -> b t (h w) d")
+    return jnp.einsum("btid,btjd->btij", flat, flat)
 
 
-def _unit(features: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+def unit(features: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """Features of length 1; those shorter than 10⁻⁶ stay shorter."""
     features = features.astype(jnp.float32)
     return features * jax.lax.rsqrt(jnp.maximum(jnp.sum(features**2, -1, keepdims=True), 1e-12))

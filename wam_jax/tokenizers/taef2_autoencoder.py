@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from wam_jax.nn.discriminator import GroupNorm
-from wam_jax.nn.module import Definition, Linear, define, normal
+from wam_jax.nn.convolution import Conv, GroupNorm
+from wam_jax.nn.module import Definition, Linear, define
 from wam_jax.weights import mapping
 from wam_jax.weights.mapping import Source, WeightMap
 
@@ -20,22 +20,6 @@ STRIDE = 8  # pixels along a side of one latent pixel
 _WIDTH = 64  # of everything between pixels and latents
 _STAGES, _BLOCKS = 3, 3  # a side, and blocks in each
 _LIMIT = 3  # the decoder first takes latents to tanh(latents / 3) * 3
-
-
-class Conv(nnx.Module):
-    """A 3 x 3 convolution with one row and column of zeros around its input."""
-
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, stride: int = 1, bias: bool = True):
-        self.kernel = nnx.Param(normal(9 * inputs)(rngs.params(), (3, 3, inputs, outputs)), axes=(None,) * 4)
-        self.bias = nnx.Param(jnp.zeros(outputs), axes=(None,)) if bias else None
-        self.stride = stride
-
-    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
-        strides, padding = (self.stride,) * 2, [(1, 1), (1, 1)]
-        y = jax.lax.conv_general_dilated(
-            x, self.kernel[...], strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return y if self.bias is None else y + self.bias[...]
 
 
 class Pool(nnx.Module):
@@ -68,7 +52,7 @@ class Stage(nnx.Module):
     """The blocks of one size, and the convolution that leads to it (encoder) or from it (decoder)."""
 
     def __init__(self, width: int, pool: bool, stride: int, rngs: nnx.Rngs):
-        self.conv = Conv(width, width, rngs, stride, bias=False)
+        self.conv = Conv(width, width, rngs, stride=stride, bias=False)
         self.blocks = nnx.List([Block(width, pool, rngs) for _ in range(_BLOCKS)])
 
 

@@ -1,0 +1,63 @@
+"""Contrastive losses between sequences of chunks: what a video shows, and what actions do (World2Act, 2603.10422)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from wam_jax.objectives.alignment import unit
+
+
+def chunkwise(
+    video: Float[Array, "A T D"],
+    action: Float[Array, "B T D"],
+    video_mask: Bool[Array, "A T"] | None = None,
+    action_mask: Bool[Array, "B T"] | None = None,
+) -> Float[Array, "A B"]:
+    """Similarity of every video to every action sequence: the mean over their chunks of cos(z^v_t, z^a_t).
+
+    Chunk t is compared with chunk t, so the order of chunks counts. Masks tell which are there; only chunks that both
+    have count, and two sequences without any are 0 alike.
+    """
+    there = _together(video_mask, action_mask, video.shape[:2], action.shape[:2])
+    alike = jnp.einsum("atd,btd->abt", unit(video), unit(action))
+    return jnp.sum(jnp.where(there, alike, 0.0), -1) / jnp.maximum(jnp.sum(there, -1), 1)
+
+
+def pooled(
+    video: Float[Array, "A T D"],
+    action: Float[Array, "B T D"],
+    video_mask: Bool[Array, "A T"] | None = None,
+    action_mask: Bool[Array, "B T"] | None = None,
+) -> Float[Array, "A B"]:
+    """The ablation: the cosine of the two means over chunks, which does not know in what order they come."""
+    return jnp.einsum("ad,bd->ab", unit(_mean(video, video_mask)), unit(_mean(action, action_mask)))
+
+
+def info_nce(similarity: Float[Array, "N N"], temperature: float) -> Float[Array, ""]:
+    """InfoNCE in both directions (van den Oord et al., arXiv 1807.03748; CLIP's form, arXiv 2103.00020).
+
+    Entry (i, j) is how alike sequence i of one kind and j of the other are; pairs are on the diagonal, and all others
+    in their row or column are negatives. The mean of both cross-entropies.
+    """
+    logits = similarity / temperature
+    rows = jnp.mean(jax.nn.logsumexp(logits, 1) - jnp.diagonal(logits))
+    columns = jnp.mean(jax.nn.logsumexp(logits, 0) - jnp.diagonal(logits))
+    return (rows + columns) / 2
+
+
+def retrieval_accuracy(similarity: Float[Array, "N N"]) -> Float[Array, ""]:
+    """How often a sequence's pair is the most alike of all, in both directions."""
+    own = jnp.arange(len(similarity))
+    return (jnp.mean(similarity.argmax(1) == own) + jnp.mean(similarity.argmax(0) == own)) / 2
+
+
+def _together(video: Array | None, action: Array | None, videos: tuple, actions: tuple) -> Bool[Array, "A B T"]:
+    first = jnp.ones(videos, bool) if video is None else video
+    second = jnp.ones(actions, bool) if action is None else action
+    return first[:, None] & second[None]
+
+
+def _mean(chunks: Float[Array, "N T D"], mask: Bool[Array, "N T"] | None) -> Float[Array, "N D"]:
+    if mask is None:
+        return chunks.mean(1)
+    return jnp.sum(jnp.where(mask[..., None], chunks, 0.0), 1) / jnp.maximum(mask.sum(1, keepdims=True), 1)

@@ -1,0 +1,190 @@
+"""Where a world model's latents and a robot's actions meet: adapters of both to one space (World2Act's first stage).
+
+A chunk is as many actions as lead from one frame of latents to the next. The video adapter sees the latents of the
+frame that a chunk ends in, the action adapter its actions; both give one vector, and a contrastive loss over whole
+sequences makes the vectors of what belongs together alike. A decoder gets the actions back, so that a vector can later
+be turned into motion.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from wam_jax.nn.convolution import Conv, GroupNorm
+from wam_jax.nn.module import Definition, Linear, define
+from wam_jax.objectives.contrastive import chunkwise, info_nce, pooled, retrieval_accuracy
+from wam_jax.objectives.masked import masked_mean
+
+SIMILARITIES: dict[str, Callable[..., Array]] = {"chunkwise": chunkwise, "pooled": pooled}
+_GROUPS = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Sizes of the adapters; ``PRESETS`` has the two published ones.
+
+    Attributes:
+      video: "latents" (convolutions over a frame's latents) or "features" (three convolutions over time on one vector a
+        frame, as of a world model's hidden tokens).
+      size: channels of the space where both meet.
+      temperature: of the contrastive loss.
+      hard_share: of a batch's sequences that are of the same skill as another, from another demonstration.
+      similarity: "chunkwise", or "pooled" (the ablation).
+      video_widths, action_widths: of the layers between.
+
+    Raises:
+      ValueError: for another kind of video adapter or similarity.
+    """
+
+    video: Literal["latents", "features"] = "latents"
+    size: int = 32
+    temperature: float = 0.1
+    hard_share: float = 0.25
+    similarity: str = "chunkwise"
+    video_widths: tuple[int, ...] = (64, 128)
+    action_widths: tuple[int, ...] = (128, 64)
+
+    def __post_init__(self):
+        if self.video not in ("latents", "features"):
+            raise ValueError(f"adapters.video {self.video!r} is unknown (has: latents, features)")
+        if self.similarity not in SIMILARITIES:
+            raise ValueError(f"adapters.similarity {self.similarity!r} is unknown (has: {', '.join(SIMILARITIES)})")
+
+
+# The paper's method section, and its project page (which differs, see there).
+PRESETS = {
+    "latents": AdapterConfig(),
+    "features": AdapterConfig(video="features", size=256, temperature=0.07, video_widths=(256, 256)),
+}
+
+
+class LatentAdapter(nnx.Module):
+    """Two convolutions of stride 2 with group norm and GELU, the mean over the grid, and a linear map."""
+
+    def __init__(self, channels: int, config: AdapterConfig, rngs: nnx.Rngs):
+        widths = (channels, *config.video_widths)
+        self.convs = nnx.List([Conv(a, b, rngs, stride=2) for a, b in itertools.pairwise(widths)])
+        self.norms = nnx.List([GroupNorm(width, _GROUPS) for width in config.video_widths])
+        self.out = Linear(widths[-1], config.size, (None, None), rngs)
+
+    def __call__(self, latents: Float[Array, "B T V h w C"]) -> Float[Array, "B T D"]:
+        """Cameras' latents are channels side by side."""
+        x = rearrange(latents, "b t v h w c -> (b t) h w (v c)")
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = jax.nn.gelu(norm(conv(x)))
+        return self.out(x.mean((1, 2))).reshape(*latents.shape[:2], -1)
+
+
+class FeatureAdapter(nnx.Module):
+    """Three convolutions over time, of kernel 3, on one vector a frame."""
+
+    def __init__(self, channels: int, config: AdapterConfig, rngs: nnx.Rngs):
+        widths = (channels, *config.video_widths, config.size)
+        self.layers = nnx.List([Linear(3 * a, b, (None, None), rngs) for a, b in itertools.pairwise(widths)])
+
+    def __call__(self, features: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
+        x = features
+        for number, layer in enumerate(self.layers):
+            x = jax.nn.gelu(x) if number else x
+            padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+            x = layer(jnp.concatenate([padded[:, :-2], x, padded[:, 2:]], -1))
+        return x
+
+
+class MLP(nnx.Module):
+    """Linear maps with GELU between them."""
+
+    def __init__(self, widths: tuple[int, ...], rngs: nnx.Rngs):
+        self.layers = nnx.List([Linear(a, b, (None, None), rngs) for a, b in itertools.pairwise(widths)])
+
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        for number, layer in enumerate(self.layers):
+            x = layer(jax.nn.gelu(x) if number else x)
+        return x
+
+
+class Adapters(nnx.Module):
+    """Both adapters and the decoder of actions.
+
+    Args:
+      config: sizes.
+      channels: of a frame's latents, all cameras together; or of a frame's features.
+      chunk: actions of a chunk.
+      action_size: numbers of an action.
+    """
+
+    def __init__(self, config: AdapterConfig, channels: int, chunk: int, action_size: int, rngs: nnx.Rngs):
+        self.config, self.chunk, self.action_size = config, chunk, action_size
+        make = LatentAdapter if config.video == "latents" else FeatureAdapter
+        self.video = make(channels, config, rngs)
+        widths = (chunk * action_size, *config.action_widths, config.size)
+        self.action = MLP(widths, rngs)
+        self.decoder = MLP(widths[::-1], rngs)
+
+    def of_video(self, latents: Float[Array, "B T ..."]) -> Float[Array, "B T D"]:
+        """A vector for the frame that each chunk ends in."""
+        return self.video(latents)
+
+    def of_actions(self, actions: Float[Array, "B T*M A"]) -> Float[Array, "B T D"]:
+        """A vector for each chunk of (normalised) actions.
+
+        Raises:
+          ValueError: if they are no whole chunks.
+        """
+        if actions.shape[1] % self.chunk or actions.shape[2] != self.action_size:
+            raise ValueError(
+                f"actions of shape {actions.shape} are no chunks of {self.chunk} actions of {self.action_size} numbers"
+            )
+        return self.action(rearrange(actions, "b (t m) a -> b t (m a)", m=self.chunk))
+
+    def decode(self, vectors: Float[Array, "B T D"]) -> Float[Array, "B T*M A"]:
+        """The actions back."""
+        return rearrange(self.decoder(vectors), "b t (m a) -> b (t m) a", m=self.chunk)
+
+
+def define_adapters(config: AdapterConfig, channels: int, chunk: int, action_size: int) -> Definition[Adapters]:
+    """The definition of the adapters; no parameter is allocated."""
+    return define(lambda rngs: Adapters(config, channels, chunk, action_size, rngs))
+
+
+def adapter_loss(
+    adapters: Adapters,
+    latents: Float[Array, "N T ..."],
+    actions: Float[Array, "N T*M A"],
+    mask: Bool[Array, "N T"] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Reconstruction of the actions plus InfoNCE in both directions; pairs are the batch's rows.
+
+    Args:
+      adapters: bound to parameters.
+      latents: of the frames that the chunks end in.
+      actions: the chunks, normalised.
+      mask: which chunks are there; None: all.
+
+    Returns:
+      the loss, and its parts, the similarity of pairs and of others, and how often a pair is found among all.
+    """
+    config = adapters.config
+    video, action = adapters.of_video(latents), adapters.of_actions(actions)
+    similarity = SIMILARITIES[config.similarity](video, action, mask, mask)
+    squared = jnp.square(adapters.decode(action) - actions)
+    there = jnp.ones(video.shape[:2], bool) if mask is None else mask
+    reconstruction = masked_mean(squared, jnp.repeat(there, adapters.chunk, 1)[..., None])
+    contrastive = info_nce(similarity, config.temperature)
+    count = len(similarity)
+    paired = jnp.mean(jnp.diagonal(similarity))
+    others = (jnp.sum(similarity) - count * paired) / max(count * (count - 1), 1)
+    return reconstruction + contrastive, {
+        "reconstruction": reconstruction,
+        "contrastive": contrastive,
+        "similarity": paired,
+        "similarity_of_others": others,
+        "retrieval": retrieval_accuracy(similarity),
+    }
