@@ -105,9 +105,13 @@ def _signals(config: ConfigDict, store: EpisodeStore) -> list[Float[np.ndarray, 
             f"{store.columns[0]}[6] or {store.columns[0]}[0:3] (has: {', '.join(store.columns)})"
         )
     values = np.asarray(store.lowdim(match["column"]), np.float32) * config.scale
-    if match["first"] is not None:
-        values = values[:, int(match["first"]) : int(match["last"] or int(match["first"]) + 1)]
     values = values.reshape(len(values), -1)
+    first = int(match["first"] or 0)
+    last = int(match["last"] or first + 1) if match["first"] else values.shape[1]
+    if not first < last <= values.shape[1]:
+        has = f"{match['column']} of {store.name} has {values.shape[1]} numbers"
+        raise ConfigError(f"config.data.skills.signal={config.signal!r}: {has}")
+    values = values[:, first:last]
     return np.split(values if config.cut == "pause" else values.mean(1), store.episode_starts[1:-1])
 
 

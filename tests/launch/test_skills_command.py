@@ -54,6 +54,7 @@ def test_the_rate_and_every_discarded_demonstration_are_reported(folder, tmp_pat
         ({"skills.cut": "never"}, "config.data.skills.cut='never' is unknown (has: gripper, pause)"),
         ({"skills.cut": ""}, "config.data.skills.cut is empty; set it to one of: gripper, pause"),
         ({"skills.signal": "width"}, "config.data.skills.signal='width' is not a column of toy"),
+        ({"skills.signal": "proprio[5]"}, "config.data.skills.signal='proprio[5]': proprio of toy has 2 numbers"),
         ({"skills.splitter": "guess"}, "config.data.skills.splitter='guess' is unknown (has: grammar, chat)"),
         ({"skills.splitter": "chat"}, "WAM_CHAT_URL is ''; set it to the address of a chat API"),
     ],
