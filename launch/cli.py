@@ -13,6 +13,7 @@ VERBS = {
     "tokenize": "encode the training data once, for trainings to read",
     "train": "train tokenizer and world action model on RLDS or LeRobot data",
     "evaluate": "closed-loop success of a checkpoint in batched MJX",
+    "imagine": "a video of any length, skill by skill, beside the simulator",
     "export": "a run as safetensors with its configuration and a model card, or back",
     "study": "test a claim: arms x seeds on the same data, steps and episodes",
     "zoo": "the named systems side by side, or one of them in full",
@@ -21,7 +22,7 @@ VERBS = {
     "assets": "which pretrained weights are here, and the one command that gets each",
     "doctor": "what this machine has and what is missing",
 }
-_TAKES_CONFIG = ("quickstart", "demos", "skills", "tokenize", "train", "evaluate", "bench", "study")
+_TAKES_CONFIG = ("quickstart", "demos", "skills", "tokenize", "train", "evaluate", "imagine", "bench", "study")
 _MISTAKES = (ValueError, FileNotFoundError, FileExistsError, KeyError, RuntimeError)
 
 

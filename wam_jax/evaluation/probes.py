@@ -5,6 +5,7 @@ out, and what is reported is measured on another set. Everything is float64 nump
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from einops import reduce
@@ -139,6 +140,14 @@ def probe_classes(
         n_fit=len(features),
         n_test=len(test_features),
     )
+
+
+def linear_reader(
+    features: Float[np.ndarray, "N D"], targets: Float[np.ndarray, "N E"], seed: int = 0
+) -> Callable[[Float[np.ndarray, "M D"]], Float[np.ndarray, "M E"]]:
+    """Reads targets off features, by the same ridge regression as the probes."""
+    ridge, penalty = _Ridge(features, targets), _choose_penalty(features, targets, None, seed)
+    return lambda found: ridge.predict(found, penalty)
 
 
 class _Ridge:

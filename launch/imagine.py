@@ -1,0 +1,242 @@
+"""`wam imagine`: a video of any length, skill by skill, beside what the scripted expert does from the same start.
+
+    wam imagine runs/quickstart --task pick_lift
+    wam imagine RUN --task place_both
+    wam imagine RUN --task reach --say "reach the red sphere" "reach the blue sphere"
+
+Every skill's video begins with the last picture of the one before. How far it drifts from the simulator is measured
+frame by frame, with the skills' words and with the whole instruction throughout. With `--say`, other words in turn,
+there is nothing to compare with.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from data_pipelines.windows import WindowSpec
+from launch import devices
+from launch.config import ConfigError, load_config
+from launch.data import encode_text
+from launch.evaluate import described_task
+from launch.train import lpips_if_here
+from wam_jax import console
+from wam_jax.evaluation import media
+from wam_jax.evaluation.report import Report, write_summary
+from wam_jax.evaluation.scene_probe import position_reader
+from wam_jax.evaluation.scenes import draw_scenes
+from wam_jax.evaluation.success import EvaluationConfig, episodes_of, task_env
+from wam_jax.policy import imagining_mode
+from wam_jax.posttraining.imagination import drift, imagine_windows, windows_per_skill
+from wam_jax.sim.rollout import Trace, draw, rollout, scripted_actor
+from wam_jax.sim.tabletop import Tabletop
+from wam_jax.sim.tasks import TASK_NAMES, skill_text
+from wam_jax.training.restore import Trained, load_trained
+from wam_jax.types import Observation, Text
+
+_SCENES, _SCENES_SEED = 1024, 500  # pictures that the reader of positions is fitted to
+_FPS = 8
+_STEP = 0.04  # seconds of a control step
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="run folder of a model that imagines video")
+    parser.add_argument("--task", choices=TASK_NAMES, required=True, help="where it starts")
+    parser.add_argument("--say", nargs="+", metavar="WORDS", help="skills to imagine in turn (default: the task's)")
+    parser.add_argument("--windows", type=int, help="windows of each skill (default: as long as the expert takes)")
+    parser.add_argument("--episodes", type=int, default=16, help="starts (default: %(default)s)")
+    parser.add_argument("--films", type=int, default=4, help="of them, shown (default: %(default)s)")
+    parser.add_argument("--config", default="configs/common.py", help="devices and seed (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder for the report (default: CHECKPOINT/imagined)")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    config = load_config(args.config, overrides)
+    if min(args.episodes, args.windows or 1) < 1:
+        raise ConfigError(f"--episodes={args.episodes} and --windows={args.windows} must be 1 or more")
+    trained = load_trained(args.checkpoint, devices.start(config))
+    definition = trained.policy.definition
+    if imagining_mode(definition.bind(definition.shapes())) is None:
+        raise ConfigError(f"{args.checkpoint} imagines no video; choose a system that has a video stream")
+    scene = _happen(config, trained, args.task, args.episodes)
+    plan = _plan(args, scene)
+    out = args.out or args.checkpoint / "imagined"
+    report = Report(f"Imagined: {args.task}", subtitle=f"step {trained.step}")
+    imagined = {name: _imagine(trained, scene, words, config.seed) for name, words in plan.items()}
+    summary: dict[str, object] = {"windows": {name: len(words) for name, words in plan.items()}}
+    if not args.say:
+        summary["drift"] = _add_drift(report, config, trained, args.task, scene, imagined)
+    _add_films(report, scene, imagined, plan, args.films)
+    write_summary(out, summary)
+    console.log(f"wrote {report.write(out)}")
+
+
+class _Scene(NamedTuple):
+    """Episodes of the scripted expert.
+
+    Attributes:
+      env: where they are.
+      trace: of them.
+      lead: control steps of a window.
+      ahead: control steps from a window's start to each of its pictures.
+      instructions: of each episode.
+      skills: of each episode, in its words.
+      text_encoder, text_tokens: of the model.
+    """
+
+    env: Tabletop
+    trace: Trace
+    lead: int
+    ahead: tuple[int, ...]
+    instructions: tuple[str, ...]
+    skills: tuple[tuple[str, ...], ...]
+    text_encoder: str
+    text_tokens: int
+
+
+def _happen(config: ConfigDict, trained: Trained, task: str, episodes: int) -> _Scene:
+    """What the expert does."""
+    told = trained.meta["config"]
+    described = described_task(told, task)
+    env = task_env(described, trained.image_size)
+    starts = episodes_of(described, EvaluationConfig(**{**config.evaluation, "episodes": episodes}))
+    run = rollout(env, scripted_actor(env), env.expert_steps)
+    trace = run(jnp.asarray(0.0), starts.keys, jax.random.key(config.seed), starts.looks)
+    numbers = np.asarray(trace.instruction)
+    words = skill_text(task) or (env.instructions,)
+    steps = trained.meta["identity"]["interface"]["frame_steps"]
+    tubelet = trained.params.tokenizer.config.tubelet
+    ahead = WindowSpec(cameras=env.cameras, frame_offsets=tuple(steps), tubelet=tubelet).image_offsets[1:]
+    return _Scene(
+        env,
+        trace,
+        steps[-1],
+        ahead,
+        tuple(env.instructions[number] for number in numbers),
+        tuple(tuple(skill[number] for skill in words) for number in numbers),
+        told["data"]["text_encoder"],
+        told["data"]["text_tokens"],
+    )
+
+
+def _plan(args: argparse.Namespace, scene: _Scene) -> dict[str, list[tuple[str, ...]]]:
+    """What is said in every window to every episode, by name."""
+    count = len(scene.instructions)
+    if args.say:
+        return {"said": [(words,) * count for words in args.say for _ in range(args.windows or 2)]}
+    done = np.asarray(scene.trace.outcome.skills)
+    number = len(scene.skills[0])
+    if not skill_text(args.task):
+        done = np.maximum.accumulate(np.asarray(scene.trace.outcome.success), 0).astype(int)
+    lengths = (args.windows,) * number if args.windows else windows_per_skill(done, number, scene.lead)
+    order = [skill for skill, length in enumerate(lengths) for _ in range(length)]
+    plan = {"by skills": [tuple(own[skill] for own in scene.skills) for skill in order]}
+    if number > 1:
+        plan["whole instruction"] = [scene.instructions for _ in order]
+    return plan
+
+
+def _imagine(
+    trained: Trained, scene: _Scene, plan: Sequence[tuple[str, ...]], seed: int
+) -> UInt8[np.ndarray, "N F V H W 3"]:
+    words = sorted({text for window in plan for text in window})
+    table = encode_text(words, scene.text_encoder, scene.text_tokens)
+    rows = np.array([[words.index(text) for text in window] for window in plan])
+    texts = Text(features=jnp.asarray(table.features[rows]), mask=jnp.asarray(table.mask[rows]))
+    now = jax.tree.map(lambda x: x[:1], scene.trace.stage)
+    images = jnp.swapaxes(draw(scene.env)(now), 0, 1)
+    observation = Observation(
+        images=images,
+        proprio=scene.trace.proprio[0],
+        text=jax.tree.map(lambda x: x[0], texts),
+        embodiment=jnp.zeros(len(images), jnp.int32),
+    )
+    policy = trained.policy
+    run = jax.jit(lambda params, observation, texts, key: imagine_windows(policy, params, observation, texts, key))
+    return np.asarray(run(trained.params, observation, texts, jax.random.key(seed)))
+
+
+def _moments(scene: _Scene, frames: int) -> Int[np.ndarray, "N"]:
+    """Control steps from the start to each imagined picture."""
+    windows = -(-frames // len(scene.ahead))
+    return (scene.lead * np.arange(windows)[:, None] + np.array(scene.ahead)).reshape(-1)
+
+
+def _true(scene: _Scene, frames: int) -> tuple[UInt8[np.ndarray, "N F V H W 3"], Float[np.ndarray, "N F E"]]:
+    """Pictures at the moments that are imagined, and where objects are; an episode that is over stands still."""
+    moments = _moments(scene, frames)
+    stage = jax.tree.map(lambda x: x[np.minimum(moments, len(x) - 1)], scene.trace.stage)
+    pictures = np.swapaxes(np.asarray(draw(scene.env)(stage)), 0, 1)
+    places = np.asarray(stage.geom_position)[:, :, scene.env.object_geoms]
+    order = np.argsort(places[..., 1], axis=-1)[..., None]
+    return pictures, np.swapaxes(np.take_along_axis(places, order, 2)[..., :2], 0, 1).reshape(*pictures.shape[:2], -1)
+
+
+def _add_drift(
+    report: Report,
+    config: ConfigDict,
+    trained: Trained,
+    task: str,
+    scene: _Scene,
+    imagined: dict[str, UInt8[np.ndarray, "N F V H W 3"]],
+) -> dict[str, dict[str, list[float]]]:
+    """How far each is from the simulator, by time, beside repeating the first picture and the tokenizer alone."""
+    first = next(iter(imagined.values()))
+    true, places = _true(scene, first.shape[1])
+    start = np.swapaxes(np.asarray(draw(scene.env)(jax.tree.map(lambda x: x[:1], scene.trace.stage))), 0, 1)
+    compared = {**imagined, "nothing moves": np.broadcast_to(start, first.shape)}
+    shapes, cameras = described_task(trained.meta["config"], task).shapes, scene.env.cameras
+    fit = draw_scenes(task, trained.image_size, _SCENES, _SCENES_SEED, shapes, cameras)
+    read = position_reader(trained.params.tokenizer, fit)
+
+    def positions(pictures: UInt8[np.ndarray, "N F V H W 3"]) -> Float[np.ndarray, "N F E"]:
+        return read(pictures.reshape(-1, *pictures.shape[2:])).reshape(*pictures.shape[:2], -1)
+
+    lpips = lpips_if_here(config)
+    found = {name: drift(pictures, true, (positions(pictures), places), lpips) for name, pictures in compared.items()}
+    found["read off true pictures"] = {
+        "position_error": drift(true, true, (positions(true), places), None)["position_error"]
+    }
+    seconds = [
+        0.04 * (scene.lead * (i // len(scene.ahead)) + scene.ahead[i % len(scene.ahead)]) for i in range(first.shape[1])
+    ]
+    metrics = next(iter(found.values()))
+    for metric in metrics:
+        series = {
+            name: list(zip(seconds, values[metric], strict=True)) for name, values in found.items() if metric in values
+        }
+        report.add_image("", media.curve(series, metric, "seconds", metric))
+    rows = [
+        (name, *(f"{np.mean(values[metric]):.3f}" if metric in values else "–" for metric in metrics))
+        for name, values in found.items()
+    ]
+    report.add_table("Drift from the simulator, a mean over time", ("", *metrics), rows)
+    console.table("Drift from the simulator, a mean over time", ("", *metrics), rows)
+    return found
+
+
+def _add_films(
+    report: Report,
+    scene: _Scene,
+    imagined: dict[str, UInt8[np.ndarray, "N F V H W 3"]],
+    plan: dict[str, list[tuple[str, ...]]],
+    films: int,
+) -> None:
+    """Imagined beside true, the first camera."""
+    name = next(iter(imagined))
+    frames = imagined[name].shape[1]
+    true, _ = _true(scene, frames)
+    made = []
+    for episode in range(min(films, len(true))):
+        panels = {key: pictures[episode, :, 0] for key, pictures in imagined.items()}
+        if name != "said":
+            panels = {"simulator": true[episode, :, 0], **panels}
+        said = list(dict.fromkeys(window[episode] for window in plan[name]))
+        made.append((media.film(media.side_by_side(panels), _FPS), "; ".join(said)))
+    report.add_films("Films", made)

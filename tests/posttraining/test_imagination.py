@@ -1,0 +1,57 @@
+"""Windows follow one another, each told its own words; drift is measured moment by moment."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax.posttraining.imagination import drift, imagine_windows, windows_per_skill
+from wam_jax.types import Observation, Text
+
+
+class Counting:
+    """Imagines two pictures: the last one a word brighter, and two words brighter."""
+
+    def imagine(self, params, observation, key):
+        word = observation.text.features[:, 0, 0].reshape(-1, 1, 1, 1, 1, 1)
+        steps = jnp.arange(1, 3).reshape(1, 2, 1, 1, 1, 1)
+        seen = observation.images[:, -1:].astype(jnp.float32) + 100 * observation.proprio[0, 0]
+        return (seen + word * steps).astype(jnp.uint8)
+
+
+def test_each_window_starts_where_the_one_before_ended_and_hears_its_own_words():
+    words = jnp.array([[1.0, 2.0], [3.0, 3.0], [0.0, 10.0]])  # windows x episodes
+    texts = Text(features=words[..., None, None], mask=jnp.ones((3, 2, 1), bool))
+    start = jnp.array([5, 50], jnp.uint8).reshape(2, 1, 1, 1, 1, 1) * jnp.ones((2, 1, 1, 4, 4, 3), jnp.uint8)
+    now = Observation(
+        images=start, proprio=jnp.zeros((2, 1)), text=jax.tree.map(lambda x: x[0], texts), embodiment=jnp.zeros(2, int)
+    )
+    found = imagine_windows(Counting(), None, now, texts, jax.random.key(0))
+    assert found.shape == (2, 6, 1, 4, 4, 3)
+    assert found[:, :, 0, 0, 0, 0].tolist() == [[6, 7, 10, 13, 13, 13], [52, 54, 57, 60, 70, 80]]
+
+
+def test_windows_are_as_many_as_the_expert_takes():
+    done = np.zeros((40, 3), int)
+    for episode, ends in enumerate([(8, 30), (12, 32), (3, 4)]):
+        for end in ends:
+            done[end:, episode] += 1
+    done[4:, 2] = 1  # never does the second: not counted
+    assert windows_per_skill(done, 2, 8) == (1, 3)  # medians: after 11 steps, 21 more
+    assert windows_per_skill(done, 2, 2) == (6, 10)
+    assert windows_per_skill(done, 2, 100) == (1, 1)
+    assert windows_per_skill(np.zeros((40, 3), int), 2, 8) == (5, 1)  # nobody ever does it: all there is
+
+
+def test_drift_is_none_for_what_happened_and_grows_with_what_differs():
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 255, (3, 4, 1, 16, 16, 3), np.uint8)
+    imagined = true.copy()
+    imagined[:, 2:] = 255 - imagined[:, 2:]
+    places = rng.uniform(size=(3, 4, 4))
+    read = places + np.arange(4)[None, :, None] * np.array([0.03, 0.04, 0.0, 0.0])
+    found = drift(imagined, true, (read, places), None)
+    assert set(found) == {"psnr", "ssim", "position_error"}
+    assert found["psnr"][:2] == pytest.approx([58.9, 58.9], abs=0.1)
+    assert max(found["psnr"][2:]) < 15
+    np.testing.assert_allclose(found["position_error"], [0, 0.025, 0.05, 0.075], atol=1e-9)

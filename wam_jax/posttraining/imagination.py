@@ -1,0 +1,77 @@
+"""Imagination of any length: window after window, each from the last picture of the one before (World2Act).
+
+Skill by skill, each window is told only what its skill is, as the world model was trained on skills; the whole
+instruction throughout is what that is compared with.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float, Int, UInt8
+
+from wam_jax.encoders.lpips import Lpips
+from wam_jax.evaluation.video import video_metrics
+from wam_jax.policy import Policy, PolicyParams
+from wam_jax.types import Observation, Text
+
+
+def imagine_windows(
+    policy: Policy, params: PolicyParams, observation: Observation, texts: Text, key: jax.Array
+) -> UInt8[Array, "B F V H W 3"]:
+    """Pictures of as many windows as there are ``texts`` [W, B, ...], one after the other.
+
+    A window starts from the picture that the one before ended with, through the tokenizer anew: a latent that merged
+    several pictures is no first frame. What else is known (proprioception) stays as it was at the start.
+    """
+
+    def window(image: Array, told: tuple[Text, jax.Array]):
+        text, key = told
+        seen = dataclasses.replace(observation, images=image[:, None], text=text)
+        future = policy.imagine(params, seen, key)
+        return future[:, -1], future
+
+    keys = jax.random.split(key, texts.mask.shape[0])
+    _, futures = jax.lax.scan(window, observation.images[:, -1], (texts, keys))
+    return rearrange(futures, "n b f v r c rgb -> b (n f) v r c rgb")
+
+
+def windows_per_skill(done: Int[np.ndarray, "T N"], skills: int, steps: int) -> tuple[int, ...]:
+    """How many windows of ``steps`` control steps each skill takes: at the median of episodes, one at least.
+
+    Args:
+      done: how many skills were done after each step, in episodes of the expert.
+      skills: how many there are.
+    """
+    finished = done[:, done[-1] == skills]
+    ends = [
+        np.median((finished > number).argmax(0) + 1) if finished.size else done.shape[0] for number in range(skills)
+    ]
+    lengths = np.diff([0, *ends])
+    return tuple(max(1, round(float(length) / steps)) for length in lengths)
+
+
+def drift(
+    imagined: UInt8[np.ndarray, "N F V H W 3"],
+    true: UInt8[np.ndarray, "N F V H W 3"],
+    positions: tuple[Float[np.ndarray, "N F E"], Float[np.ndarray, "N F E"]],
+    lpips: Lpips | None,
+) -> dict[str, list[float]]:
+    """How far imagination is from what happened, frame by frame.
+
+    Args:
+      imagined, true: pictures at the same moments.
+      positions: (x, y) of all objects, read off the imagined pictures, and true; metres.
+      lpips: adds its distance.
+
+    Returns:
+      ``psnr``, ``ssim``, ``lpips_NET``: means over episodes and cameras; ``position_error``: metres, over objects.
+    """
+    found = video_metrics(imagined, true, np.ones(imagined.shape[:3], bool), lpips)
+    names = [name for name in found if "/" not in name and name != "pictures"]
+    frames = imagined.shape[1]
+    by_time = {name: [found[f"{name}/frame_{frame + 1}"] for frame in range(frames)] for name in names}
+    read, there = (x.reshape(*x.shape[:2], -1, 2) for x in positions)
+    by_time["position_error"] = np.linalg.norm(read - there, axis=-1).mean((0, 2)).tolist()
+    return by_time
