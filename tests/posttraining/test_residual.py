@@ -1,0 +1,77 @@
+"""The residual policy starts as nothing, stays within its bound, and leaves what it reads alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wam_jax.posttraining.adapters import AdapterConfig, define_adapters
+from wam_jax.posttraining.residual import ResidualConfig, define_residual
+
+CHUNK, ACTION, PROPRIO = 4, 3, 5
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Both definitions and parameters, and what a policy sees."""
+    adapters = define_adapters(AdapterConfig(size=8, action_widths=(16, 8)), 4, CHUNK, ACTION)
+    residual = define_residual(ResidualConfig(image_widths=(8, 8)), 8, 2, PROPRIO, ACTION)
+    rng = np.random.default_rng(0)
+    seen = (
+        jnp.asarray(rng.normal(size=(6, 2 * CHUNK, ACTION)), jnp.float32),
+        jnp.asarray(rng.normal(size=(6, PROPRIO)), jnp.float32),
+        jnp.asarray(rng.integers(0, 255, (6, 2, 16, 16, 3)), jnp.uint8),
+    )
+    return adapters, adapters.init(jax.random.key(0)), residual, residual.init(jax.random.key(1)), seen
+
+
+def act(parts, params):
+    adapters, adapter_params, residual, _, seen = parts
+    return residual.bind(params)(adapters.bind(adapter_params), *seen)
+
+
+def test_at_its_start_the_policy_is_the_base_bit_for_bit(parts):
+    base = parts[4][0]
+    motion = jax.jit(lambda params: act(parts, params))(parts[3])
+    assert motion.shape == base.shape
+    np.testing.assert_array_equal(base + motion, base)
+
+
+def test_it_learns_from_its_zero_start_and_reads_all_that_it_is_given(parts):
+    base, proprio, images = parts[4]
+    level = images.mean((1, 2, 3, 4)) / 128 - 1
+    wanted = 0.3 * jnp.sign(proprio[:, :1] + 4 * level[:, None])[..., None] * jnp.sign(base[:, :1, :1])
+    target = jnp.broadcast_to(wanted, base.shape) * jnp.repeat(jnp.array([1.0, -1.0]), CHUNK)[None, :, None]
+    params, optimizer = parts[3], optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, state):
+        loss, gradient = jax.value_and_grad(lambda p: jnp.mean((act(parts, p) - target) ** 2))(params)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    state, losses = optimizer.init(params), []
+    for _ in range(150):
+        params, state, loss = step(params, state)
+        losses.append(float(loss))
+    assert losses[-1] < 0.6 * losses[0]  # as far as a decoder that was never trained can say it
+    adapters, adapter_params, residual, *_ = parts
+    for number in range(3):
+        other = [jnp.roll(x, 1, 0) if i == number else x for i, x in enumerate(parts[4])]
+        changed = residual.bind(params)(adapters.bind(adapter_params), *other)
+        assert np.abs(changed - act(parts, params)).max() > 1e-2
+    loud = jax.tree.map(lambda x: 50 * x, params)
+    assert np.abs(act(parts, loud)).max() <= ResidualConfig().bound
+
+
+def test_no_gradient_reaches_the_base_or_the_adapters(parts):
+    adapters, adapter_params, residual, params, (base, proprio, images) = parts
+    moving = {**params, "gate": jnp.ones(ACTION)}
+
+    def loss(adapter_params, base):
+        return jnp.sum(residual.bind(moving)(adapters.bind(adapter_params), base, proprio, images) ** 2)
+
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(adapter_params, base)
+    assert value > 0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
