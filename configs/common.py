@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
         {
             "cut": "",  # gripper | pause; empty: whole demonstrations
             "signal": "proprio[6]",  # the gripper's columns (their mean is its width); for pause, the hand's
-            "scale": 0.08,  # metres of a unit of them
+            "scale": 0.08,  # metres of a unit of the gripper's
             "closed_by": 0.02,  # metres, see posttraining/skills.py; the simulator's cubes are 0.044 wide of 0.08
             "open_again": 0.5,
             "speed": 0.004,  # metres a step, of pauses

@@ -10,7 +10,7 @@ there is nothing to compare with.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,9 +31,9 @@ from wam_jax.evaluation import media
 from wam_jax.evaluation.report import Report, write_summary
 from wam_jax.evaluation.scene_probe import position_reader
 from wam_jax.evaluation.scenes import draw_scenes
-from wam_jax.evaluation.success import EvaluationConfig, episodes_of, task_env
+from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, task_env
 from wam_jax.policy import imagining_mode
-from wam_jax.posttraining.imagination import drift, imagine_windows, windows_per_skill
+from wam_jax.posttraining.imagination import drift, imagine_windows, skill_of_windows
 from wam_jax.sim.rollout import Trace, draw, rollout, scripted_actor
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import TASK_NAMES, skill_text
@@ -41,6 +41,7 @@ from wam_jax.training.restore import Trained, load_trained
 from wam_jax.types import Observation, Text
 
 _SCENES, _SCENES_SEED = 1024, 500  # pictures that the reader of positions is fitted to
+_WINDOWS = 2  # of each skill that is said
 _FPS = 8
 _STEP = 0.04  # seconds of a control step
 
@@ -49,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="run folder of a model that imagines video")
     parser.add_argument("--task", choices=TASK_NAMES, required=True, help="where it starts")
     parser.add_argument("--say", nargs="+", metavar="WORDS", help="skills to imagine in turn (default: the task's)")
-    parser.add_argument("--windows", type=int, help="windows of each skill (default: as long as the expert takes)")
+    parser.add_argument(
+        "--windows", type=int, help="windows of each skill (default: as long as the expert takes; with --say, 2)"
+    )
     parser.add_argument("--episodes", type=int, default=16, help="starts (default: %(default)s)")
     parser.add_argument("--films", type=int, default=4, help="of them, shown (default: %(default)s)")
     parser.add_argument("--config", default="configs/common.py", help="devices and seed (default: %(default)s)")
@@ -58,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(args.config, overrides)
-    if min(args.episodes, args.windows or 1) < 1:
-        raise ConfigError(f"--episodes={args.episodes} and --windows={args.windows} must be 1 or more")
+    for name, count in (("episodes", args.episodes), ("windows", args.windows)):
+        if count is not None and count < 1:
+            raise ConfigError(f"--{name}={count} is too few; the least is 1")
     trained = load_trained(args.checkpoint, devices.start(config))
     definition = trained.policy.definition
     if imagining_mode(definition.bind(definition.shapes())) is None:
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     imagined = {name: _imagine(trained, scene, words, config.seed) for name, words in plan.items()}
     summary: dict[str, object] = {"windows": {name: len(words) for name, words in plan.items()}}
     if not args.say:
-        summary["drift"] = _add_drift(report, config, trained, args.task, scene, imagined)
+        summary["drift"] = _add_drift(report, config, trained, scene, imagined)
     _add_films(report, scene, imagined, plan, args.films)
     write_summary(out, summary)
     console.log(f"wrote {report.write(out)}")
@@ -81,6 +85,7 @@ class _Scene(NamedTuple):
     """Episodes of the scripted expert.
 
     Attributes:
+      task: what the model is told of it.
       env: where they are.
       trace: of them.
       lead: control steps of a window.
@@ -90,6 +95,7 @@ class _Scene(NamedTuple):
       text_encoder, text_tokens: of the model.
     """
 
+    task: TaskText
     env: Tabletop
     trace: Trace
     lead: int
@@ -114,6 +120,7 @@ def _happen(config: ConfigDict, trained: Trained, task: str, episodes: int) -> _
     tubelet = trained.params.tokenizer.config.tubelet
     ahead = WindowSpec(cameras=env.cameras, frame_offsets=tuple(steps), tubelet=tubelet).image_offsets[1:]
     return _Scene(
+        described,
         env,
         trace,
         steps[-1],
@@ -129,14 +136,16 @@ def _plan(args: argparse.Namespace, scene: _Scene) -> dict[str, list[tuple[str, 
     """What is said in every window to every episode, by name."""
     count = len(scene.instructions)
     if args.say:
-        return {"said": [(words,) * count for words in args.say for _ in range(args.windows or 2)]}
-    done = np.asarray(scene.trace.outcome.skills)
+        return {"said": [(words,) * count for words in args.say for _ in range(args.windows or _WINDOWS)]}
     number = len(scene.skills[0])
-    if not skill_text(args.task):
-        done = np.maximum.accumulate(np.asarray(scene.trace.outcome.success), 0).astype(int)
-    lengths = (args.windows,) * number if args.windows else windows_per_skill(done, number, scene.lead)
-    order = [skill for skill, length in enumerate(lengths) for _ in range(length)]
-    plan = {"by skills": [tuple(own[skill] for own in scene.skills) for skill in order]}
+    if args.windows is not None:
+        order = np.repeat(np.arange(number), args.windows)[:, None].repeat(count, 1)
+    elif skill_text(args.task):
+        order = skill_of_windows(np.asarray(scene.trace.outcome.skills), number, scene.lead)
+    else:  # one skill, done as soon as the instruction holds
+        held = np.maximum.accumulate(np.asarray(scene.trace.outcome.success), 0)
+        order = skill_of_windows(held.astype(int), number, scene.lead)
+    plan = {"by skills": [tuple(own[skill] for own, skill in zip(scene.skills, row, strict=True)) for row in order]}
     if number > 1:
         plan["whole instruction"] = [scene.instructions for _ in order]
     return plan
@@ -149,17 +158,21 @@ def _imagine(
     table = encode_text(words, scene.text_encoder, scene.text_tokens)
     rows = np.array([[words.index(text) for text in window] for window in plan])
     texts = Text(features=jnp.asarray(table.features[rows]), mask=jnp.asarray(table.mask[rows]))
-    now = jax.tree.map(lambda x: x[:1], scene.trace.stage)
-    images = jnp.swapaxes(draw(scene.env)(now), 0, 1)
+    images = _start(scene)
     observation = Observation(
-        images=images,
+        images=jnp.asarray(images),
         proprio=scene.trace.proprio[0],
         text=jax.tree.map(lambda x: x[0], texts),
-        embodiment=jnp.zeros(len(images), jnp.int32),
+        embodiment=jnp.full(len(images), scene.task.embodiment),
     )
     policy = trained.policy
     run = jax.jit(lambda params, observation, texts, key: imagine_windows(policy, params, observation, texts, key))
     return np.asarray(run(trained.params, observation, texts, jax.random.key(seed)))
+
+
+def _start(scene: _Scene) -> UInt8[np.ndarray, "N 1 V H W 3"]:
+    """The first picture."""
+    return np.swapaxes(np.asarray(draw(scene.env)(jax.tree.map(lambda x: x[:1], scene.trace.stage))), 0, 1)
 
 
 def _moments(scene: _Scene, frames: int) -> Int[np.ndarray, "N"]:
@@ -173,7 +186,7 @@ def _true(scene: _Scene, frames: int) -> tuple[UInt8[np.ndarray, "N F V H W 3"],
     moments = _moments(scene, frames)
     stage = jax.tree.map(lambda x: x[np.minimum(moments, len(x) - 1)], scene.trace.stage)
     pictures = np.swapaxes(np.asarray(draw(scene.env)(stage)), 0, 1)
-    places = np.asarray(stage.geom_position)[:, :, scene.env.object_geoms]
+    places = np.asarray(scene.env.object_places(stage))
     order = np.argsort(places[..., 1], axis=-1)[..., None]
     return pictures, np.swapaxes(np.take_along_axis(places, order, 2)[..., :2], 0, 1).reshape(*pictures.shape[:2], -1)
 
@@ -182,40 +195,33 @@ def _add_drift(
     report: Report,
     config: ConfigDict,
     trained: Trained,
-    task: str,
     scene: _Scene,
     imagined: dict[str, UInt8[np.ndarray, "N F V H W 3"]],
 ) -> dict[str, dict[str, list[float]]]:
-    """How far each is from the simulator, by time, beside repeating the first picture and the tokenizer alone."""
-    first = next(iter(imagined.values()))
-    true, places = _true(scene, first.shape[1])
-    start = np.swapaxes(np.asarray(draw(scene.env)(jax.tree.map(lambda x: x[:1], scene.trace.stage))), 0, 1)
-    compared = {**imagined, "nothing moves": np.broadcast_to(start, first.shape)}
-    shapes, cameras = described_task(trained.meta["config"], task).shapes, scene.env.cameras
-    fit = draw_scenes(task, trained.image_size, _SCENES, _SCENES_SEED, shapes, cameras)
-    read = position_reader(trained.params.tokenizer, fit)
+    """How far each is from the simulator, by time, beside what never moves and what happened, through the tokenizer."""
+    frames = next(iter(imagined.values())).shape[1]
+    true, places = _true(scene, frames)
+    tokenizer = trained.params.tokenizer
 
-    def positions(pictures: UInt8[np.ndarray, "N F V H W 3"]) -> Float[np.ndarray, "N F E"]:
-        return read(pictures.reshape(-1, *pictures.shape[2:])).reshape(*pictures.shape[:2], -1)
+    def each(function: Callable, pictures: UInt8[np.ndarray, "N F V H W 3"]) -> np.ndarray:
+        found = function(pictures.reshape(-1, *pictures.shape[2:]))
+        return found.reshape(*pictures.shape[:2], *found.shape[1:])
 
-    lpips = lpips_if_here(config)
-    found = {name: drift(pictures, true, (positions(pictures), places), lpips) for name, pictures in compared.items()}
-    found["read off true pictures"] = {
-        "position_error": drift(true, true, (positions(true), places), None)["position_error"]
+    again = jax.jit(lambda tokenizer, images: tokenizer.decode(tokenizer.start(images)[0][:, None])[:, 0])
+    compared = {
+        **imagined,
+        "nothing moves": np.broadcast_to(_start(scene), true.shape),
+        "what happened, tokenised": each(lambda images: np.asarray(again(tokenizer, images)), true),
     }
-    seconds = [
-        0.04 * (scene.lead * (i // len(scene.ahead)) + scene.ahead[i % len(scene.ahead)]) for i in range(first.shape[1])
-    ]
+    fit = draw_scenes(scene.task.name, trained.image_size, _SCENES, _SCENES_SEED, scene.task.shapes, scene.task.cameras)
+    read, lpips = position_reader(tokenizer, fit), lpips_if_here(config)
+    found = {name: drift(shown, true, (each(read, shown), places), lpips) for name, shown in compared.items()}
+    seconds = (_STEP * _moments(scene, frames)).tolist()
     metrics = next(iter(found.values()))
     for metric in metrics:
-        series = {
-            name: list(zip(seconds, values[metric], strict=True)) for name, values in found.items() if metric in values
-        }
+        series = {name: list(zip(seconds, values[metric], strict=True)) for name, values in found.items()}
         report.add_image("", media.curve(series, metric, "seconds", metric))
-    rows = [
-        (name, *(f"{np.mean(values[metric]):.3f}" if metric in values else "–" for metric in metrics))
-        for name, values in found.items()
-    ]
+    rows = [(name, *(f"{np.mean(values[metric]):.3f}" for metric in metrics)) for name, values in found.items()]
     report.add_table("Drift from the simulator, a mean over time", ("", *metrics), rows)
     console.table("Drift from the simulator, a mean over time", ("", *metrics), rows)
     return found

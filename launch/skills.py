@@ -4,10 +4,12 @@
 
 `config.data.skills` says how; trainings with the same fields learn from the skills, each with its own instruction,
 instead of whole demonstrations. Instructions are split by a grammar of their own words, or (`splitter=chat`) by the
-language model at WAM_CHAT_URL, whose answers are kept beside the dataset.
+language model WAM_CHAT_MODEL at WAM_CHAT_URL. Its answers are kept beside the dataset; training reads those alone, and
+asks nothing.
 """
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ from wam_jax import console
 from wam_jax.evaluation import media
 from wam_jax.evaluation.report import Report, write_summary
 from wam_jax.evaluation.statistics import Rate
-from wam_jax.posttraining.instructions import ChatSplitter, GrammarSplitter, Remembered
+from wam_jax.posttraining.instructions import MODEL, ChatSplitter, GrammarSplitter, Remembered
 from wam_jax.posttraining.skills import Cut, GripperCut, PauseCut, Skills, Splitter, find_skills
 
 CUTS, SPLITTERS = ("gripper", "pause"), ("grammar", "chat")
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     report, summary = Report("Skills"), {}
     for path in datasets:
         store = open_split(path, config.data.split)
-        found = skills_of(config.data.skills, store, Path(path))
+        found = skills_of(config.data.skills, store, Path(path), ask=True)
         rows.append(_row(store.name, found))
         _add(report, store.name, found)
         _add_cuts(report, config.data.skills, store)
@@ -76,7 +78,7 @@ def with_skills(config: ConfigDict, store: EpisodeStore, dataset: str | Path) ->
     """
     if not config.skills.cut:
         return store
-    found = skills_of(config.skills, store, Path(dataset))
+    found = skills_of(config.skills, store, Path(dataset), ask=False)
     console.log(
         f"{store.name}: {len(found.segments)} skills of {len(found.lengths)} demonstrations ({found.rate:.0%} cut)"
     )
@@ -86,14 +88,14 @@ def with_skills(config: ConfigDict, store: EpisodeStore, dataset: str | Path) ->
     return SegmentStore(store, found.segments)
 
 
-def skills_of(config: ConfigDict, store: EpisodeStore, dataset: Path) -> Skills:
-    """The skills of a store's demonstrations.
+def skills_of(config: ConfigDict, store: EpisodeStore, dataset: Path, ask: bool) -> Skills:
+    """The skills of a store's demonstrations; ``ask``: whether a language model may be asked for what is not kept.
 
     Raises:
       ConfigError: a field of ``config.data.skills`` is unknown.
     """
     instructions = [store.instruction(episode) for episode in range(store.num_episodes)]
-    return find_skills(_signals(config, store), instructions, _cut(config), _splitter(config, dataset))
+    return find_skills(_signals(config, store), instructions, _cut(config), _splitter(config, dataset, ask))
 
 
 def _signals(config: ConfigDict, store: EpisodeStore) -> list[Float[np.ndarray, "T ..."]]:
@@ -104,15 +106,21 @@ def _signals(config: ConfigDict, store: EpisodeStore) -> list[Float[np.ndarray, 
             f"config.data.skills.signal={config.signal!r} is not a column of {store.name}, such as "
             f"{store.columns[0]}[6] or {store.columns[0]}[0:3] (has: {', '.join(store.columns)})"
         )
-    values = np.asarray(store.lowdim(match["column"]), np.float32) * config.scale
+    values = np.asarray(store.lowdim(match["column"]), np.float32)
     values = values.reshape(len(values), -1)
     first = int(match["first"] or 0)
     last = int(match["last"] or first + 1) if match["first"] else values.shape[1]
     if not first < last <= values.shape[1]:
         has = f"{match['column']} of {store.name} has {values.shape[1]} numbers"
         raise ConfigError(f"config.data.skills.signal={config.signal!r}: {has}")
+    if config.cut == "pause" and last - first != 3:
+        raise ConfigError(
+            f"config.data.skills.signal={config.signal!r} is {last - first} numbers; pauses are those of the hand's "
+            "position, three numbers such as proprio[0:3]"
+        )
     values = values[:, first:last]
-    return np.split(values if config.cut == "pause" else values.mean(1), store.episode_starts[1:-1])
+    values = values if config.cut == "pause" else values.mean(1) * config.scale
+    return np.split(values, store.episode_starts[1:-1])
 
 
 def _cut(config: ConfigDict) -> Cut:
@@ -125,11 +133,12 @@ def _cut(config: ConfigDict) -> Cut:
     raise ConfigError(f"config.data.skills.cut={config.cut!r} is unknown (has: {', '.join(CUTS)})")
 
 
-def _splitter(config: ConfigDict, dataset: Path) -> Splitter:
+def _splitter(config: ConfigDict, dataset: Path, ask: bool) -> Splitter:
     if config.splitter == "grammar":
         return GrammarSplitter()
     if config.splitter == "chat":
-        return Remembered(ChatSplitter.from_environment(), beside.writable(dataset, _ANSWERS) / "answers.jsonl")
+        path = beside.writable(dataset, _ANSWERS) / "answers.jsonl"
+        return Remembered(path, ChatSplitter.from_environment() if ask else None, os.environ.get(MODEL, ""))
     raise ConfigError(f"config.data.skills.splitter={config.splitter!r} is unknown (has: {', '.join(SPLITTERS)})")
 
 

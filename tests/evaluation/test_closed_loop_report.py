@@ -44,7 +44,8 @@ def test_summary_puts_the_trained_policy_on_top_and_controls_beneath():
 
 def test_skills_are_counted_with_all_those_before_them(tmp_path):
     result = make_result("stack_press", skills=2)
-    assert result.summary()["skills"] == [0.9, 0.8]
+    assert result.summary()["skills"] == [0.9, 0.8, 0.0]
+    assert result.summary()["controls"]["untrained"]["skills"] == [0.0, 0.0, 0.0]
     assert "skills" not in make_result().summary()
     assert skill_rows([make_result()]) == []
     rows = skill_rows([result])

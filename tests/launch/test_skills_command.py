@@ -55,6 +55,10 @@ def test_the_rate_and_every_discarded_demonstration_are_reported(folder, tmp_pat
         ({"skills.cut": ""}, "config.data.skills.cut is empty; set it to one of: gripper, pause"),
         ({"skills.signal": "width"}, "config.data.skills.signal='width' is not a column of toy"),
         ({"skills.signal": "proprio[5]"}, "config.data.skills.signal='proprio[5]': proprio of toy has 2 numbers"),
+        (
+            {"skills.cut": "pause"},
+            "config.data.skills.signal='proprio[1]' is 1 numbers; pauses are those of the hand's",
+        ),
         ({"skills.splitter": "guess"}, "config.data.skills.splitter='guess' is unknown (has: grammar, chat)"),
         ({"skills.splitter": "chat"}, "WAM_CHAT_URL is ''; set it to the address of a chat API"),
     ],

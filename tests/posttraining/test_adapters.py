@@ -59,9 +59,11 @@ def test_training_makes_pairs_alike_on_sequences_it_never_saw():
     assert after["reconstruction"] < before["reconstruction"]
 
 
-def test_absent_chunks_change_nothing():
-    definition = define_adapters(AdapterConfig(**SMALL), ACTION, CHUNK, ACTION)
+@pytest.mark.parametrize("video", ["latents", "features"])
+def test_absent_chunks_change_nothing(video):
+    definition = define_adapters(AdapterConfig(video=video, **SMALL), ACTION, CHUNK, ACTION)
     model, (latents, actions) = definition.bind(definition.init(jax.random.key(1))), pairs(4, 0)
+    latents = latents if video == "latents" else latents.mean((2, 3, 4))
     mask = jnp.broadcast_to(jnp.arange(CHUNKS) < 3, (4, CHUNKS))
     expected, _ = adapter_loss(model, latents[:, :3], actions[:, : 3 * CHUNK])
     found, _ = adapter_loss(model, latents.at[:, 3:].set(7.0), actions.at[:, 3 * CHUNK :].set(7.0), mask)

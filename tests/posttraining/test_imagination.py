@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wam_jax.posttraining.imagination import drift, imagine_windows, windows_per_skill
+from wam_jax.posttraining.imagination import drift, imagine_windows, skill_of_windows
 from wam_jax.types import Observation, Text
 
 
@@ -31,16 +31,15 @@ def test_each_window_starts_where_the_one_before_ended_and_hears_its_own_words()
     assert found[:, :, 0, 0, 0, 0].tolist() == [[6, 7, 10, 13, 13, 13], [52, 54, 57, 60, 70, 80]]
 
 
-def test_windows_are_as_many_as_the_expert_takes():
+def test_every_episode_hears_of_a_skill_when_it_is_at_it():
     done = np.zeros((40, 3), int)
-    for episode, ends in enumerate([(8, 30), (12, 32), (3, 4)]):
+    for episode, ends in enumerate([(8, 30), (12, 32), (3, 99)]):  # the last never does its second
         for end in ends:
             done[end:, episode] += 1
-    done[4:, 2] = 1  # never does the second: not counted
-    assert windows_per_skill(done, 2, 8) == (1, 3)  # medians: after 11 steps, 21 more
-    assert windows_per_skill(done, 2, 2) == (6, 10)
-    assert windows_per_skill(done, 2, 100) == (1, 1)
-    assert windows_per_skill(np.zeros((40, 3), int), 2, 8) == (5, 1)  # nobody ever does it: all there is
+    found = skill_of_windows(done, 2, 8)  # the median of those that finish: 32 steps
+    assert found.tolist() == [[0, 0, 0], [0, 0, 1], [1, 1, 1], [1, 1, 1]]
+    assert skill_of_windows(done, 2, 10).tolist() == [[0, 0, 0], [1, 0, 1], [1, 1, 1], [1, 1, 1]]
+    assert skill_of_windows(np.zeros((40, 3), int), 2, 8).tolist() == [[0, 0, 0]] * 5  # nobody ever does it
 
 
 def test_drift_is_none_for_what_happened_and_grows_with_what_differs():

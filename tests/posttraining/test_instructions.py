@@ -144,15 +144,28 @@ def test_silence_a_closed_port_and_a_redirect_are_no_answer(endpoint):
 def test_what_was_answered_is_not_asked_again(endpoint, tmp_path):
     endpoint.answers = [(200, GOOD, 0), (200, said({"skills": ["one"]}), 0)]
     path = tmp_path / "kept" / "answers.jsonl"
-    first = Remembered(endpoint.splitter(attempts=1), path)
+    first = Remembered(path, endpoint.splitter(attempts=1))
     skills = first.split("do both", [0, 12, 30])
     with pytest.raises(SplitError):
         first.split("do both", [0, 13, 30])  # a failure is not kept
     path.write_text(path.read_text() + '{"instruction": "cut o')
-    again = Remembered(endpoint.splitter(url="http://127.0.0.1:9/v1", attempts=1), path)
+    again = Remembered(path, model="m")  # asks nobody
     assert again.split("do both", [0, 12, 30]) == skills
-    with pytest.raises(SplitError):
+    with pytest.raises(SplitError, match=r"^the language model was not asked yet: run `wam skills`$"):
         again.split("do both", [0, 13, 30])
+    with pytest.raises(SplitError, match="was not asked yet"):
+        Remembered(path, model="another").split("do both", [0, 12, 30])
+
+
+def test_a_silent_endpoint_is_not_asked_for_ever(endpoint, tmp_path):
+    endpoint.answers = [(500, b"", 0)]
+    splitter = Remembered(tmp_path / "answers.jsonl", endpoint.splitter(attempts=1))
+    for number in range(8):
+        with pytest.raises(SplitError, match="did not answer"):
+            splitter.split(f"do {number}", [0, 1, 2])
+    assert len(endpoint.asked) == 5
+    with pytest.raises(SplitError, match=r"^its instruction is too long for the language model$"):
+        endpoint.splitter().split("x" * 301, [0, 1, 2])
 
 
 def test_it_is_off_until_it_is_given_an_address(monkeypatch):

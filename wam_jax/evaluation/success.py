@@ -22,6 +22,7 @@ from wam_jax.sharding import batch_sharding, replicated
 from wam_jax.sim.rollout import Recording, Trace, WamParams, draw, imagine, rollout, scripted_actor, wam_actor
 from wam_jax.sim.scene import CAMERA_NAMES
 from wam_jax.sim.tabletop import Tabletop
+from wam_jax.sim.tasks import get_task
 from wam_jax.sim.variation import Variation, in_shapes
 from wam_jax.training.restore import Trained
 from wam_jax.types import Text
@@ -63,10 +64,11 @@ class Controlled:
         """The share of episodes in which so many skills were done."""
         return Rate(int((self.skills >= skills).sum()), len(self.skills))
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, skills: int = 0) -> dict[str, Any]:
+        """``skills``: how many the task has; the share of episodes that got so far is listed for each."""
         rate = Rate(int(self.success.sum()), len(self.success))
         wrong = Rate(int(self.wrong.sum()), len(self.wrong))
-        done = [self.at_least(number + 1).rate for number in range(int(self.skills.max()))]
+        done = [self.at_least(number + 1).rate for number in range(skills)]
         return {
             **({"skills": done} if done else {}),
             "success": rate.rate,
@@ -89,7 +91,8 @@ class TaskResult:
 
     def summary(self) -> dict[str, Any]:
         """For ``summary.json``; the trained policy's figures on top, the controls beneath."""
-        figures = {name: outcome.summary() for name, outcome in self.controllers.items()}
+        skills = len(get_task(self.task).skills)
+        figures = {name: outcome.summary(skills) for name, outcome in self.controllers.items()}
         return {**figures.pop("trained"), "controls": figures, "speed": self.speed}
 
 

@@ -16,7 +16,7 @@ def chunkwise(
     """Similarity of every video to every action sequence: the mean over their chunks of cos(z^v_t, z^a_t).
 
     Chunk t is compared with chunk t, so the order of chunks counts. Masks tell which are there; only chunks that both
-    have count, and two sequences without any are 0 alike.
+    have count, and two sequences without any are 0 alike (leave a sequence without any chunk out: it is no negative).
     """
     there = _together(video_mask, action_mask, video.shape[:2], action.shape[:2])
     alike = jnp.einsum("atd,btd->abt", unit(video), unit(action))

@@ -35,7 +35,6 @@ class AdapterConfig:
         frame, as of a world model's hidden tokens).
       size: channels of the space where both meet.
       temperature: of the contrastive loss.
-      hard_share: of a batch's sequences that are of the same skill as another, from another demonstration.
       similarity: "chunkwise", or "pooled" (the ablation).
       video_widths, action_widths: of the layers between.
 
@@ -46,7 +45,6 @@ class AdapterConfig:
     video: Literal["latents", "features"] = "latents"
     size: int = 32
     temperature: float = 0.1
-    hard_share: float = 0.25
     similarity: str = "chunkwise"
     video_widths: tuple[int, ...] = (64, 128)
     action_widths: tuple[int, ...] = (128, 64)
@@ -74,8 +72,8 @@ class LatentAdapter(nnx.Module):
         self.norms = nnx.List([GroupNorm(width, _GROUPS) for width in config.video_widths])
         self.out = Linear(widths[-1], config.size, (None, None), rngs)
 
-    def __call__(self, latents: Float[Array, "B T V h w C"]) -> Float[Array, "B T D"]:
-        """Cameras' latents are channels side by side."""
+    def __call__(self, latents: Float[Array, "B T V h w C"], mask: Bool[Array, "B T"] | None) -> Float[Array, "B T D"]:
+        """Cameras' latents are channels side by side; each frame is looked at alone."""
         x = rearrange(latents, "b t v h w c -> (b t) h w (v c)")
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = jax.nn.gelu(norm(conv(x)))
@@ -89,10 +87,12 @@ class FeatureAdapter(nnx.Module):
         widths = (channels, *config.video_widths, config.size)
         self.layers = nnx.List([Linear(3 * a, b, (None, None), rngs) for a, b in itertools.pairwise(widths)])
 
-    def __call__(self, features: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
+    def __call__(self, features: Float[Array, "B T C"], mask: Bool[Array, "B T"] | None) -> Float[Array, "B T D"]:
+        """Absent frames are zeros to their neighbours, as what lies beyond the ends."""
         x = features
         for number, layer in enumerate(self.layers):
             x = jax.nn.gelu(x) if number else x
+            x = x if mask is None else jnp.where(mask[..., None], x, 0.0)
             padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
             x = layer(jnp.concatenate([padded[:, :-2], x, padded[:, 2:]], -1))
         return x
@@ -128,9 +128,11 @@ class Adapters(nnx.Module):
         self.action = MLP(widths, rngs)
         self.decoder = MLP(widths[::-1], rngs)
 
-    def of_video(self, latents: Float[Array, "B T ..."]) -> Float[Array, "B T D"]:
-        """A vector for the frame that each chunk ends in."""
-        return self.video(latents)
+    def of_video(
+        self, latents: Float[Array, "B T ..."], mask: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """A vector for the frame that each chunk ends in; ``mask``: which are there."""
+        return self.video(latents, mask)
 
     def of_actions(self, actions: Float[Array, "B T*M A"]) -> Float[Array, "B T D"]:
         """A vector for each chunk of (normalised) actions.
@@ -172,7 +174,7 @@ def adapter_loss(
       the loss, and its parts, the similarity of pairs and of others, and how often a pair is found among all.
     """
     config = adapters.config
-    video, action = adapters.of_video(latents), adapters.of_actions(actions)
+    video, action = adapters.of_video(latents, mask), adapters.of_actions(actions)
     similarity = SIMILARITIES[config.similarity](video, action, mask, mask)
     squared = jnp.square(adapters.decode(action) - actions)
     there = jnp.ones(video.shape[:2], bool) if mask is None else mask

@@ -37,19 +37,20 @@ def imagine_windows(
     return rearrange(futures, "n b f v r c rgb -> b (n f) v r c rgb")
 
 
-def windows_per_skill(done: Int[np.ndarray, "T N"], skills: int, steps: int) -> tuple[int, ...]:
-    """How many windows of ``steps`` control steps each skill takes: at the median of episodes, one at least.
+def skill_of_windows(done: Int[np.ndarray, "T N"], skills: int, steps: int) -> Int[np.ndarray, "W N"]:
+    """Which skill an episode is at when each of its windows of ``steps`` control steps begins.
+
+    There are as many windows as the median episode that is finished takes.
 
     Args:
       done: how many skills were done after each step, in episodes of the expert.
       skills: how many there are.
     """
     finished = done[:, done[-1] == skills]
-    ends = [
-        np.median((finished > number).argmax(0) + 1) if finished.size else done.shape[0] for number in range(skills)
-    ]
-    lengths = np.diff([0, *ends])
-    return tuple(max(1, round(float(length) / steps)) for length in lengths)
+    length = float(np.median((finished == skills).argmax(0) + 1)) if finished.size else len(done)
+    starts = np.arange(0, length, steps).astype(int)
+    before = np.concatenate([np.zeros((1, done.shape[1]), int), done])  # at the start of each step
+    return np.minimum(before[starts], skills - 1)
 
 
 def drift(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import http.client
 import json
 import os
@@ -12,9 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wam_jax.posttraining.skills import SplitError, Splitter
+from wam_jax.posttraining.skills import SplitError
 
 URL, KEY, MODEL = "WAM_CHAT_URL", "WAM_CHAT_KEY", "WAM_CHAT_MODEL"  # environment
+NO_ANSWER = "the language model did not answer"
+_SILENCES = 5  # demonstrations in a row without an answer, after which it is not asked any more
 _JOINTS = re.compile(r"\s*(?:,|;|\.)?\s*\b(?:and then|then|and)\b\s*|\s*[,;.]\s+", re.IGNORECASE)
 _PRONOUNS = re.compile(r"\b(?:it|them)\b", re.IGNORECASE)
 _OBJECT = re.compile(r"^\w+(?: up| down)? (the .+?)(?= (?:on|onto|in|into|to|from|at|with|off)\b|$)", re.IGNORECASE)
@@ -27,33 +30,48 @@ _PROMPT = (
 
 
 class Remembered:
-    """A splitter whose answers are kept in a file, one JSON object a line, so that each is asked for once."""
+    """A language model's answers, kept in a file, one JSON object a line, so that each is asked for once.
 
-    def __init__(self, splitter: Splitter, path: Path):
-        self._splitter, self._path = splitter, path
+    Without a ``splitter`` nothing is asked: what training reads is then a function of the file.
+    """
+
+    def __init__(self, path: Path, splitter: "ChatSplitter | None" = None, model: str = ""):
+        self._splitter, self._path, self._unanswered = splitter, path, 0
+        # Another model, or asked in another way, would answer otherwise.
+        self._asked = f"{splitter.model if splitter else model} {hashlib.sha256(_PROMPT.encode()).hexdigest()[:8]}"
         self._known: dict[str, tuple[str, ...]] = {}
         for line in path.read_text().splitlines() if path.exists() else ():
             with contextlib.suppress(ValueError, LookupError, TypeError):  # a line that was cut off is asked for again
                 kept = json.loads(line)
-                self._known[_question(kept["instruction"], kept["bounds"])] = tuple(map(str, kept["skills"]))
+                self._known[_question(kept["asked"], kept["instruction"], kept["bounds"])] = tuple(kept["skills"])
 
     def split(self, instruction: str, bounds: Sequence[int]) -> tuple[str, ...]:
         """See ``Splitter``.
 
         Raises:
-          SplitError: as the splitter; that is not kept.
+          SplitError: as the splitter (which is not kept), or nothing is kept and nothing asked.
         """
-        question = _question(instruction, bounds)
+        question = _question(self._asked, instruction, bounds)
         if question not in self._known:
-            self._known[question] = skills = self._splitter.split(instruction, bounds)
+            if self._splitter is None:
+                raise SplitError("the language model was not asked yet: run `wam skills`")
+            if self._unanswered >= _SILENCES:
+                raise SplitError(NO_ANSWER)
+            try:
+                skills = self._splitter.split(instruction, bounds)
+            except SplitError as error:
+                self._unanswered = self._unanswered + 1 if str(error) == NO_ANSWER else 0
+                raise
+            self._known[question], self._unanswered = skills, 0
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            kept = {"asked": self._asked, "instruction": instruction, "bounds": list(bounds), "skills": skills}
             with self._path.open("a") as file:
-                file.write(json.dumps({"instruction": instruction, "bounds": list(bounds), "skills": skills}) + "\n")
+                file.write(json.dumps(kept) + "\n")
         return self._known[question]
 
 
-def _question(instruction: str, bounds: Sequence[int]) -> str:
-    return json.dumps([instruction, list(bounds)])
+def _question(asked: str, instruction: str, bounds: Sequence[int]) -> str:
+    return json.dumps([asked, instruction, list(bounds)])
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -124,7 +142,9 @@ class ChatSplitter:
         Raises:
           SplitError: no attempt gave an answer of the right form.
         """
-        count, reason = len(bounds) - 1, "the language model did not answer"
+        if len(instruction) > _LONGEST_WORDS:
+            raise SplitError("its instruction is too long for the language model")
+        count, reason = len(bounds) - 1, NO_ANSWER
         for attempt in range(self.attempts):
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
@@ -133,7 +153,7 @@ class ChatSplitter:
             except SplitError as error:
                 reason = str(error)
             except (OSError, http.client.HTTPException):  # a timeout, too, is an OSError
-                reason = "the language model did not answer"
+                reason = NO_ANSWER
         raise SplitError(reason)
 
     def _ask(self, instruction: str, bounds: Sequence[int]) -> str:
@@ -143,7 +163,7 @@ class ChatSplitter:
           OSError: there was none.
           SplitError: it is not a chat completion.
         """
-        asked = {"instruction": instruction[:_LONGEST_WORDS], "parts": len(bounds) - 1, "cut_at_steps": list(bounds)}
+        asked = {"instruction": instruction, "parts": len(bounds) - 1, "cut_at_steps": list(bounds)}
         messages = [{"role": "system", "content": _PROMPT}, {"role": "user", "content": json.dumps(asked)}]
         body = {"model": self.model, "messages": messages, "temperature": 0, "response_format": {"type": "json_object"}}
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})

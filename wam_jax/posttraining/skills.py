@@ -161,14 +161,15 @@ def find_skills(
     ):
         try:
             bounds = cut(signal).tolist()
+        except ValueError:
+            discarded["its signal holds no number somewhere"] += 1
+            continue
+        try:
             parts = splitter.split(instruction, bounds)
             if len(parts) != len(bounds) - 1:
                 raise SplitError(f"{len(parts)} by its words, {len(bounds) - 1} by its motion")
         except SplitError as error:
             discarded[str(error)] += 1
-            continue
-        except ValueError:
-            discarded["its signal holds no number somewhere"] += 1
             continue
         spans = zip(bounds[:-1], bounds[1:], parts, strict=True)
         segments += [Segment(episode, start, stop, part) for start, stop, part in spans]

@@ -184,13 +184,23 @@ class Tabletop:
         return jnp.stack(segmentation), jnp.stack(depth)
 
     def masks(self, stage: Stage, layout: Layout) -> Bool[Array, "M V H W"]:
-        """Where each of ``PARTS`` is seen; tasks without goals have no mask of the last."""
+        """Where each of ``PARTS`` is seen; tasks without goals have no mask of the last.
+
+        Of a task that names several objects or goals, all of them, whichever skill it is at.
+        """
         seen = jnp.stack([geometry(view, hits)[0] for view, hits in self._cast(stage)])
-        looks = jnp.asarray(list(self._looks.values()))[:, layout.named_object]
+        named = [layout.named_object] + [tasks.other_object(self._task, layout)] * self._task.names_other
+        looks = jnp.asarray(list(self._looks.values()))[:, jnp.stack(named)]
         parts = [jnp.isin(seen, self.hand_geoms), jnp.isin(seen, looks)]
         if self._task.num_goals:
-            parts.append(seen == jnp.asarray(self.goal_geoms)[layout.named_goal])
+            goals = jnp.asarray(self.goal_geoms)
+            parts.append(jnp.isin(seen, goals if self._task.both else goals[layout.named_goal]))
         return jnp.stack(parts)
+
+    def object_places(self, stage: Stage) -> Float32[Array, "*B n 3"]:
+        """Where the objects of a stage are, whatever shape they show (the others are under the table)."""
+        places = jnp.stack([stage.geom_position[..., geoms, :] for geoms in self._looks.values()])
+        return jnp.take_along_axis(places, places[..., 2:].argmax(0)[None], 0)[0]
 
     def proprio(self, state: SimState) -> Float32[Array, "7"]:
         """tcp (m), commanded tcp (m), gripper opening in [0, 1]."""
