@@ -1,5 +1,8 @@
 """Words, layouts and judgement: nothing here steps physics."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -205,3 +208,18 @@ def test_wrong_instruction_names_another_object_that_is_there(place, place_state
         other = 1 - int(layout.named_object[episode])
         assert color == int(layout.object_colors[episode, other])
         assert goal == int(layout.named_goal[episode])
+
+
+@pytest.mark.parametrize("name", ["place_both", "stack_press"])
+def test_of_two_named_objects_the_wrong_instruction_names_the_other_first(name):
+    task, said = tasks.TASKS[name], tasks.instruction_text(name)
+    for named, goal in itertools.product(range(2), range(task.num_goals)):
+        here = dataclasses.replace(layout(named, goal), object_colors=jnp.array([2, 0]))
+        colors = [("blue", "red"), ("red", "blue")][named]
+        index = tasks.instruction_index(task, here.object_colors[named], here.object_colors[1 - named], goal)
+        swapped = tasks.instruction_index(task, here.object_colors[1 - named], here.object_colors[named], goal)
+        places = [said[int(index)].index(color) for color in colors]
+        assert places == sorted(places)
+        places = [said[int(swapped)].index(color) for color in colors]
+        assert places == sorted(places, reverse=True)
+        assert said[int(index)].index(task.goal_colors[goal]) > 0

@@ -116,7 +116,8 @@ def varied(reach):
     def look(variation):
         state = env.reset(jax.random.key(5), variation)
         stage = env.stage(state)
-        return state, env.draw(stage), env.render_geometry(state)[0], env.masks(stage, state.layout)
+        drawn = env.draw(stage), env.render_geometry(state)[0], env.masks(stage, state.layout)
+        return state, *drawn, env.object_places(stage)
 
     batch = jax.tree.map(np.asarray, jit(jax.vmap(look))(jax.tree.map(lambda *x: np.stack(x), *grid)))
     return env, {name: jax.tree.map(lambda x, i=i: x[i], batch) for i, name in enumerate(conditions)}
@@ -129,7 +130,7 @@ def geoms_seen(env, ids) -> set[str]:
 @pytest.mark.slow
 def test_a_scene_that_can_vary_looks_as_ever_until_it_does(varied, reach, seen):
     env, looks = varied
-    state, pictures, ids, _ = looks["own"]
+    state, pictures, ids, *_ = looks["own"]
     np.testing.assert_allclose(state.physics.qpos, seen["neutral"][0].physics.qpos, atol=1e-6)
     assert np.abs(pictures.astype(int) - seen["neutral"][1]).max() <= 1
     names, expected = (np.array([m.geom(i).name for i in range(m.ngeom)] + ["sky"]) for m in (env.model, reach.model))
@@ -142,6 +143,8 @@ def test_objects_take_another_shape_and_stay_where_they_are(varied):
     own, cubes = geoms_seen(env, looks["own"][2]), geoms_seen(env, looks["cubes"][2])
     assert {name.replace("object", "cube") for name in own} == cubes
     np.testing.assert_array_equal(looks["own"][0].physics.mocap_pos, looks["cubes"][0].physics.mocap_pos)
+    for name in ("own", "cubes"):  # and are said to be there
+        np.testing.assert_allclose(looks[name][4], looks[name][0].physics.mocap_pos, atol=1e-6)
     before, after = looks["own"][3][1, 0], looks["cubes"][3][1, 0]  # the named object, seen from the front
     centres = [np.argwhere(mask).mean(0) for mask in (before, after)]
     assert before.any()
@@ -151,7 +154,7 @@ def test_objects_take_another_shape_and_stay_where_they_are(varied):
 @pytest.mark.slow
 def test_distractors_are_apart_from_everything_and_seen(varied):
     env, looks = varied
-    state, _, ids, _ = looks["distractors"]
+    state, _, ids, *_ = looks["distractors"]
     assert {"distractor0", "distractor1"} <= geoms_seen(env, ids)
     assert not {"distractor0", "distractor1"} & geoms_seen(env, looks["own"][2])
     objects = state.physics.geom_xpos[env.object_geoms][:, :2]
