@@ -67,6 +67,33 @@ class EpisodeStore(Protocol):
         """RGB frames at ``steps`` of an episode; `CameraError` or `DecodeError` where that cannot be."""
 
 
+class StoreView:
+    """What a part of a store has in common with the whole; what a part is, is up to its class."""
+
+    def __init__(self, store: EpisodeStore):
+        self._store = store
+
+    @property
+    def name(self) -> str:
+        """The whole dataset's name."""
+        return self._store.name
+
+    @property
+    def skipped(self) -> int:
+        """The whole dataset's."""
+        return self._store.skipped
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """As the whole dataset's."""
+        return self._store.cameras
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """As the whole dataset's."""
+        return self._store.columns
+
+
 def check_cameras(store: EpisodeStore, cameras: Sequence[str], field: str = "data.cameras") -> None:
     """Raises `CameraError` for the first camera that ``store`` does not have; ``field`` of the config names them."""
     for camera in cameras:

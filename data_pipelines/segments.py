@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
-from data_pipelines.episodes import EpisodeStore
+from data_pipelines.episodes import EpisodeStore, StoreView
 
 
 class Segment(NamedTuple):
@@ -19,7 +19,7 @@ class Segment(NamedTuple):
     instruction: str
 
 
-class SegmentStore:
+class SegmentStore(StoreView):
     """Segments of a store's episodes, each an episode by itself: windows do not look beyond it."""
 
     def __init__(self, store: EpisodeStore, segments: Sequence[Segment]):
@@ -30,7 +30,8 @@ class SegmentStore:
             if not 0 <= segment.start < segment.stop <= store.num_steps(segment.episode):
                 steps = store.num_steps(segment.episode)
                 raise ValueError(f"{store.name}: {segment} is outside of its episode of {steps} steps")
-        self._store, self._segments = store, tuple(segments)
+        super().__init__(store)
+        self._segments = tuple(segments)
         lengths = [segment.stop - segment.start for segment in segments]
         self.episode_starts: Int[np.ndarray, "E+1"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         first = [store.episode_starts[segment.episode] + segment.start for segment in segments]
@@ -38,34 +39,14 @@ class SegmentStore:
         self._rows = np.repeat(first, lengths) + within
 
     @property
-    def name(self) -> str:
-        """The whole dataset's name."""
-        return self._store.name
-
-    @property
     def fingerprint(self) -> str:
         """The whole dataset's, and which segments."""
         return f"{self._store.fingerprint}/{hashlib.sha256(repr(self._segments).encode()).hexdigest()[:16]}"
 
     @property
-    def skipped(self) -> int:
-        """The whole dataset's."""
-        return self._store.skipped
-
-    @property
     def num_episodes(self) -> int:
         """Segments."""
         return len(self._segments)
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """As the whole dataset's."""
-        return self._store.cameras
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """As the whole dataset's."""
-        return self._store.columns
 
     def num_steps(self, episode: int) -> int:
         """Steps of one segment."""

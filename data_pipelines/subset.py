@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
-from data_pipelines.episodes import EpisodeStore
+from data_pipelines.episodes import EpisodeStore, StoreView
 from data_pipelines.lerobot import INFO, LeRobotStore
 from data_pipelines.rlds import RldsStore
 
@@ -49,19 +49,15 @@ def _position(text: str | None, count: int, default: int) -> int:
     return min(count, int(text))
 
 
-class EpisodeSlice:
+class EpisodeSlice(StoreView):
     """Episodes ``first`` to ``last`` (exclusive) of a store, as a store."""
 
     def __init__(self, store: EpisodeStore, first: int, last: int):
-        self._store, self._first, self._last = store, first, last
+        super().__init__(store)
+        self._first, self._last = first, last
         starts = store.episode_starts
         self._rows = slice(int(starts[first]), int(starts[last]))
         self.episode_starts: Int[np.ndarray, "E+1"] = starts[first : last + 1] - starts[first]
-
-    @property
-    def name(self) -> str:
-        """The whole dataset's name."""
-        return self._store.name
 
     @property
     def fingerprint(self) -> str:
@@ -69,24 +65,9 @@ class EpisodeSlice:
         return f"{self._store.fingerprint}[{self._first}:{self._last}]"
 
     @property
-    def skipped(self) -> int:
-        """The whole dataset's."""
-        return self._store.skipped
-
-    @property
     def num_episodes(self) -> int:
         """Episodes of the slice."""
         return self._last - self._first
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """As the whole dataset's."""
-        return self._store.cameras
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """As the whole dataset's."""
-        return self._store.columns
 
     def num_steps(self, episode: int) -> int:
         """Steps of one episode."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from data_pipelines.windows import WindowSpec
@@ -30,10 +30,11 @@ from wam_jax import console
 from wam_jax.evaluation import media
 from wam_jax.evaluation.report import Report, write_summary
 from wam_jax.evaluation.scene_probe import position_reader
-from wam_jax.evaluation.scenes import draw_scenes
+from wam_jax.evaluation.scenes import draw_scenes, left_to_right
 from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, task_env
 from wam_jax.policy import imagining_mode
 from wam_jax.posttraining.imagination import drift, imagine_windows, skill_of_windows
+from wam_jax.sim.physics import SECONDS_PER_ACTION
 from wam_jax.sim.rollout import Trace, draw, rollout, scripted_actor
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import TASK_NAMES, skill_text
@@ -43,7 +44,6 @@ from wam_jax.types import Observation, Text
 _SCENES, _SCENES_SEED = 1024, 500  # pictures that the reader of positions is fitted to
 _WINDOWS = 2  # of each skill that is said
 _FPS = 8
-_STEP = 0.04  # seconds of a control step
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,13 +70,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         raise ConfigError(f"{args.checkpoint} imagines no video; choose a system that has a video stream")
     scene = _happen(config, trained, args.task, args.episodes)
     plan = _plan(args, scene)
+    seen = _see(scene, windows=len(next(iter(plan.values()))))
     out = args.out or args.checkpoint / "imagined"
     report = Report(f"Imagined: {args.task}", subtitle=f"step {trained.step}")
-    imagined = {name: _imagine(trained, scene, words, config.seed) for name, words in plan.items()}
+    imagined = {name: _imagine(trained, scene, seen.start, words, config.seed) for name, words in plan.items()}
     summary: dict[str, object] = {"windows": {name: len(words) for name, words in plan.items()}}
     if not args.say:
-        summary["drift"] = _add_drift(report, config, trained, scene, imagined)
-    _add_films(report, scene, imagined, plan, args.films)
+        summary["drift"] = _add_drift(report, config, trained, scene.task, seen, imagined)
+    _add_films(report, seen.pictures, imagined, plan, args.films)
     write_summary(out, summary)
     console.log(f"wrote {report.write(out)}")
 
@@ -132,6 +133,31 @@ def _happen(config: ConfigDict, trained: Trained, task: str, episodes: int) -> _
     )
 
 
+class _Seen(NamedTuple):
+    """The expert's episodes at the moments that are imagined.
+
+    Attributes:
+      start: the first picture.
+      pictures: what the cameras see; an episode that is over stands still.
+      places: where the objects are, as ``Scenes.positions``.
+      seconds: from the start.
+    """
+
+    start: UInt8[np.ndarray, "N 1 V H W 3"]
+    pictures: UInt8[np.ndarray, "N F V H W 3"]
+    places: Float[np.ndarray, "N F E"]
+    seconds: Float[np.ndarray, " F"]
+
+
+def _see(scene: _Scene, windows: int) -> _Seen:
+    """Draws the start, and what happens in that many windows."""
+    moments = np.append(0, (scene.lead * np.arange(windows)[:, None] + np.array(scene.ahead)).reshape(-1))
+    stage = jax.tree.map(lambda x: x[np.minimum(moments, len(x) - 1)], scene.trace.stage)
+    pictures = np.swapaxes(np.asarray(draw(scene.env)(stage)), 0, 1)
+    places = np.swapaxes(np.asarray(left_to_right(scene.env.object_places(stage))), 0, 1)
+    return _Seen(pictures[:, :1], pictures[:, 1:], places[:, 1:], SECONDS_PER_ACTION * moments[1:])
+
+
 def _plan(args: argparse.Namespace, scene: _Scene) -> dict[str, list[tuple[str, ...]]]:
     """What is said in every window to every episode, by name."""
     count = len(scene.instructions)
@@ -152,55 +178,32 @@ def _plan(args: argparse.Namespace, scene: _Scene) -> dict[str, list[tuple[str, 
 
 
 def _imagine(
-    trained: Trained, scene: _Scene, plan: Sequence[tuple[str, ...]], seed: int
+    trained: Trained, scene: _Scene, start: UInt8[np.ndarray, "N 1 V H W 3"], plan: Sequence[tuple[str, ...]], seed: int
 ) -> UInt8[np.ndarray, "N F V H W 3"]:
     words = sorted({text for window in plan for text in window})
     table = encode_text(words, scene.text_encoder, scene.text_tokens)
     rows = np.array([[words.index(text) for text in window] for window in plan])
     texts = Text(features=jnp.asarray(table.features[rows]), mask=jnp.asarray(table.mask[rows]))
-    images = _start(scene)
     observation = Observation(
-        images=jnp.asarray(images),
+        images=jnp.asarray(start),
         proprio=scene.trace.proprio[0],
         text=jax.tree.map(lambda x: x[0], texts),
-        embodiment=jnp.full(len(images), scene.task.embodiment),
+        embodiment=jnp.full(len(start), scene.task.embodiment),
     )
     policy = trained.policy
     run = jax.jit(lambda params, observation, texts, key: imagine_windows(policy, params, observation, texts, key))
     return np.asarray(run(trained.params, observation, texts, jax.random.key(seed)))
 
 
-def _start(scene: _Scene) -> UInt8[np.ndarray, "N 1 V H W 3"]:
-    """The first picture."""
-    return np.swapaxes(np.asarray(draw(scene.env)(jax.tree.map(lambda x: x[:1], scene.trace.stage))), 0, 1)
-
-
-def _moments(scene: _Scene, frames: int) -> Int[np.ndarray, "N"]:
-    """Control steps from the start to each imagined picture."""
-    windows = -(-frames // len(scene.ahead))
-    return (scene.lead * np.arange(windows)[:, None] + np.array(scene.ahead)).reshape(-1)
-
-
-def _true(scene: _Scene, frames: int) -> tuple[UInt8[np.ndarray, "N F V H W 3"], Float[np.ndarray, "N F E"]]:
-    """Pictures at the moments that are imagined, and where objects are; an episode that is over stands still."""
-    moments = _moments(scene, frames)
-    stage = jax.tree.map(lambda x: x[np.minimum(moments, len(x) - 1)], scene.trace.stage)
-    pictures = np.swapaxes(np.asarray(draw(scene.env)(stage)), 0, 1)
-    places = np.asarray(scene.env.object_places(stage))
-    order = np.argsort(places[..., 1], axis=-1)[..., None]
-    return pictures, np.swapaxes(np.take_along_axis(places, order, 2)[..., :2], 0, 1).reshape(*pictures.shape[:2], -1)
-
-
 def _add_drift(
     report: Report,
     config: ConfigDict,
     trained: Trained,
-    scene: _Scene,
+    task: TaskText,
+    seen: _Seen,
     imagined: dict[str, UInt8[np.ndarray, "N F V H W 3"]],
 ) -> dict[str, dict[str, list[float]]]:
     """How far each is from the simulator, by time, beside what never moves and what happened, through the tokenizer."""
-    frames = next(iter(imagined.values())).shape[1]
-    true, places = _true(scene, frames)
     tokenizer = trained.params.tokenizer
 
     def each(function: Callable, pictures: UInt8[np.ndarray, "N F V H W 3"]) -> np.ndarray:
@@ -210,16 +213,17 @@ def _add_drift(
     again = jax.jit(lambda tokenizer, images: tokenizer.decode(tokenizer.start(images)[0][:, None])[:, 0])
     compared = {
         **imagined,
-        "nothing moves": np.broadcast_to(_start(scene), true.shape),
-        "what happened, tokenised": each(lambda images: np.asarray(again(tokenizer, images)), true),
+        "nothing moves": np.broadcast_to(seen.start, seen.pictures.shape),
+        "what happened, tokenised": each(lambda images: np.asarray(again(tokenizer, images)), seen.pictures),
     }
-    fit = draw_scenes(scene.task.name, trained.image_size, _SCENES, _SCENES_SEED, scene.task.shapes, scene.task.cameras)
+    fit = draw_scenes(task.name, trained.image_size, _SCENES, _SCENES_SEED, task.shapes, task.cameras)
     read, lpips = position_reader(tokenizer, fit), lpips_if_here(config)
-    found = {name: drift(shown, true, (each(read, shown), places), lpips) for name, shown in compared.items()}
-    seconds = (_STEP * _moments(scene, frames)).tolist()
+    found = {
+        name: drift(shown, seen.pictures, (each(read, shown), seen.places), lpips) for name, shown in compared.items()
+    }
     metrics = next(iter(found.values()))
     for metric in metrics:
-        series = {name: list(zip(seconds, values[metric], strict=True)) for name, values in found.items()}
+        series = {name: list(zip(seen.seconds.tolist(), values[metric], strict=True)) for name, values in found.items()}
         report.add_image("", media.curve(series, metric, "seconds", metric))
     rows = [(name, *(f"{np.mean(values[metric]):.3f}" for metric in metrics)) for name, values in found.items()]
     report.add_table("Drift from the simulator, a mean over time", ("", *metrics), rows)
@@ -229,15 +233,13 @@ def _add_drift(
 
 def _add_films(
     report: Report,
-    scene: _Scene,
+    true: UInt8[np.ndarray, "N F V H W 3"],
     imagined: dict[str, UInt8[np.ndarray, "N F V H W 3"]],
     plan: dict[str, list[tuple[str, ...]]],
     films: int,
 ) -> None:
     """Imagined beside true, the first camera."""
     name = next(iter(imagined))
-    frames = imagined[name].shape[1]
-    true, _ = _true(scene, frames)
     made = []
     for episode in range(min(films, len(true))):
         panels = {key: pictures[episode, :, 0] for key, pictures in imagined.items()}

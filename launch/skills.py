@@ -1,6 +1,7 @@
 """`wam skills`: demonstrations cut into skills, and how many of them words and contacts agree on.
 
-    wam skills --config configs/bridge.py --config.data.skills.cut=gripper --config.data.skills.signal='state[6]'
+    wam skills --config configs/common.py --config.data.datasets='("DIR",)' --config.data.skills.cut=gripper \\
+        --config.data.skills.signal='observation.state[29:33]' --config.data.skills.scale=-1.0
 
 `config.data.skills` says how; trainings with the same fields learn from the skills, each with its own instruction,
 instead of whole demonstrations. Instructions are split by a grammar of their own words, or (`splitter=chat`) by the
@@ -11,6 +12,7 @@ asks nothing.
 import argparse
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +37,7 @@ CUTS, SPLITTERS = ("gripper", "pause"), ("grammar", "chat")
 _DRAWN = 8
 _ANSWERS = ".wam_skills"  # folder of a dataset
 _SIGNAL = re.compile(r"^(?P<column>[\w./]+)(\[(?P<first>\d+)(:(?P<last>\d+))?\])?$")
-_COLUMNS = ("dataset", "demonstrations", "synchronised", "skills", "steps before", "steps after")
+_COLUMNS = ("dataset", "demonstrations", "synchronised", "of several skills", "skills", "steps before", "steps after")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +147,9 @@ def _splitter(config: ConfigDict, dataset: Path, ask: bool) -> Splitter:
 def _row(name: str, found: Skills) -> tuple[object, ...]:
     after = [segment.stop - segment.start for segment in found.segments]
     kept = len(found.lengths) - sum(found.discarded.values())
-    return (name, len(found.lengths), Rate(kept, len(found.lengths)), len(after), _range(found.lengths), _range(after))
+    several = sum(count > 1 for count in Counter(segment.episode for segment in found.segments).values())
+    count = len(found.lengths)
+    return (name, count, Rate(kept, count), several, len(after), _range(found.lengths), _range(after))
 
 
 def _range(lengths: Sequence[int]) -> str:
@@ -159,10 +163,8 @@ def _add(report: Report, name: str, found: Skills) -> None:
     after = [segment.stop - segment.start for segment in found.segments]
     lengths = {"demonstrations": list(found.lengths), "skills": after}
     report.add_image(name, media.histogram(lengths, "Lengths before and after", "steps"))
-    said: dict[str, int] = {}
-    for segment in found.segments:
-        said[segment.instruction] = said.get(segment.instruction, 0) + 1
-    report.add_table("", ("skill", "times"), sorted(said.items(), key=lambda item: -item[1])[:40])
+    said = Counter(segment.instruction for segment in found.segments)
+    report.add_table("", ("skill", "times"), said.most_common(40))
     if found.discarded:
         report.add_table("", ("discarded because", "demonstrations"), found.discarded.items())
 

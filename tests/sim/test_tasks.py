@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from wam_jax.posttraining.instructions import GrammarSplitter
-from wam_jax.sim import tasks
+from wam_jax.sim import layouts, tasks
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import Facts, Layout
 
@@ -83,7 +83,7 @@ def test_the_grammar_splits_an_instruction_into_the_words_of_its_skills(name):
 @pytest.mark.parametrize("name", tasks.TASK_NAMES)
 def test_layouts_keep_their_distances_and_colours(name):
     task = tasks.TASKS[name]
-    draws = jax.vmap(lambda key: tasks.sample_layout(task, key))(jax.random.split(jax.random.key(0), 256))
+    draws = jax.vmap(lambda key: layouts.sample_layout(task, key))(jax.random.split(jax.random.key(0), 256))
     things = np.concatenate([draws.object_xy, draws.goal_xy], axis=1)
     distances = np.linalg.norm(things[:, :, None] - things[:, None], axis=-1) + 9 * np.eye(things.shape[1])
     assert distances.min() >= task.separation - 1e-6
@@ -97,7 +97,7 @@ def test_layouts_keep_their_distances_and_colours(name):
 
 def test_push_layouts_leave_the_way_free():
     task = tasks.TASKS["push"]
-    draws = jax.vmap(lambda key: tasks.sample_layout(task, key))(jax.random.split(jax.random.key(1), 128))
+    draws = jax.vmap(lambda key: layouts.sample_layout(task, key))(jax.random.split(jax.random.key(1), 128))
     objects, named = np.asarray(draws.object_xy), np.asarray(draws.named_object)
     start, other = objects[np.arange(128), named], objects[np.arange(128), 1 - named]
     points = start[:, None] + np.linspace(0, 1, 50)[:, None] * (np.asarray(draws.goal_xy)[:, :1] - start[:, None])

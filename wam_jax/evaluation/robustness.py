@@ -20,10 +20,11 @@ from wam_jax.evaluation.report import Report
 from wam_jax.evaluation.statistics import Mean, Rate, mean_share
 from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, informed, on_mesh
 from wam_jax.sharding import batch_sharding
+from wam_jax.sim.layouts import MOST_DISTRACTORS
 from wam_jax.sim.rollout import rollout, wam_actor
 from wam_jax.sim.scene import OBJECT_COLORS, SHAPES, TABLE_COLOR, WALL_COLOR
 from wam_jax.sim.tabletop import Tabletop
-from wam_jax.sim.tasks import MOST_DISTRACTORS, get_task, wordings
+from wam_jax.sim.tasks import get_task, wordings
 from wam_jax.sim.variation import Variation, neutral
 from wam_jax.training.restore import Trained
 

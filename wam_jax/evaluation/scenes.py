@@ -36,6 +36,12 @@ class Scenes(NamedTuple):
     masks: Bool[np.ndarray, "N M V H W"]
 
 
+def left_to_right(places: Float[Array, "*B n 3"]) -> Float[Array, "*B 2*n"]:
+    """(x, y) of objects as ``Scenes.positions``."""
+    order = jnp.argsort(places[..., 1], axis=-1)[..., None]
+    return jnp.take_along_axis(places, order, -2)[..., :2].reshape(*places.shape[:-2], -1)
+
+
 @functools.cache  # several models are looked at on the same scenes
 def draw_scenes(
     task: str,
@@ -61,12 +67,11 @@ def draw_scenes(
         stage, facts, proprio = jax.tree.map(lambda x: x[times, jnp.arange(len(times))], seen)
         lifted = facts.objects[..., 2] > resting + _HELD_HEIGHT
         near = jnp.linalg.norm(facts.objects - facts.tcp[:, None], axis=-1) < _HELD_DISTANCE
-        places = jnp.take_along_axis(facts.objects, jnp.argsort(facts.objects[..., 1])[..., None], 1)[..., :2]
         return (
             jax.vmap(env.draw)(stage),
             proprio,
             states.instruction,
-            places.reshape(len(times), -1),
+            left_to_right(facts.objects),
             (lifted & near).any(-1),
             jax.vmap(env.masks)(stage, states.layout),
         )

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from wam_jax.objectives.alignment import unit
+from wam_jax.objectives.masked import masked_mean
 
 
 def chunkwise(
@@ -18,9 +19,8 @@ def chunkwise(
     Chunk t is compared with chunk t, so the order of chunks counts. Masks tell which are there; only chunks that both
     have count, and two sequences without any are 0 alike (leave a sequence without any chunk out: it is no negative).
     """
-    there = _together(video_mask, action_mask, video.shape[:2], action.shape[:2])
-    alike = jnp.einsum("atd,btd->abt", unit(video), unit(action))
-    return jnp.sum(jnp.where(there, alike, 0.0), -1) / jnp.maximum(jnp.sum(there, -1), 1)
+    together = _there(video, video_mask)[:, None] & _there(action, action_mask)[None]
+    return masked_mean(jnp.einsum("atd,btd->abt", unit(video), unit(action)), together, -1)
 
 
 def pooled(
@@ -30,7 +30,8 @@ def pooled(
     action_mask: Bool[Array, "B T"] | None = None,
 ) -> Float[Array, "A B"]:
     """The ablation: the cosine of the two means over chunks, which does not know in what order they come."""
-    return jnp.einsum("ad,bd->ab", unit(_mean(video, video_mask)), unit(_mean(action, action_mask)))
+    means = (masked_mean(x, _there(x, mask)[..., None], 1) for x, mask in ((video, video_mask), (action, action_mask)))
+    return jnp.einsum("ad,bd->ab", *map(unit, means))
 
 
 def info_nce(similarity: Float[Array, "N N"], temperature: float) -> Float[Array, ""]:
@@ -51,13 +52,5 @@ def retrieval_accuracy(similarity: Float[Array, "N N"]) -> Float[Array, ""]:
     return (jnp.mean(similarity.argmax(1) == own) + jnp.mean(similarity.argmax(0) == own)) / 2
 
 
-def _together(video: Array | None, action: Array | None, videos: tuple, actions: tuple) -> Bool[Array, "A B T"]:
-    first = jnp.ones(videos, bool) if video is None else video
-    second = jnp.ones(actions, bool) if action is None else action
-    return first[:, None] & second[None]
-
-
-def _mean(chunks: Float[Array, "N T D"], mask: Bool[Array, "N T"] | None) -> Float[Array, "N D"]:
-    if mask is None:
-        return chunks.mean(1)
-    return jnp.sum(jnp.where(mask[..., None], chunks, 0.0), 1) / jnp.maximum(mask.sum(1, keepdims=True), 1)
+def _there(chunks: Float[Array, "N T D"], mask: Bool[Array, "N T"] | None) -> Bool[Array, "N T"]:
+    return jnp.ones(chunks.shape[:2], bool) if mask is None else mask

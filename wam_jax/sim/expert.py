@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from wam_jax.sim.control import ACTION_SCALE
-from wam_jax.sim.tasks import Facts, Named
+from wam_jax.sim.tasks import CUBE_HALF_SIZE, Facts, Named
 
 _OPEN, _CLOSE = 1.0, -1.0
 _HOVER = 0.09  # metres above a cube before going down to it
@@ -16,7 +16,6 @@ _HOLDING_OPENING = 0.7  # below it the fingers have met a cube
 _LIFT_TO = 0.25  # metres
 _CARRY_HEIGHT = 0.10  # metres above rest
 _RETREAT_HEIGHT = 0.128  # metres above where a cube was put down
-_CUBE_HALF_SIZE = 0.022  # metres
 _PUSH_HEIGHT = 0.03  # metres
 _APPROACH_HEIGHT = 0.12  # metres
 _BEHIND = 0.065  # metres between a block's centre and the place from which it is pushed
@@ -38,7 +37,7 @@ def pick_lift(facts: Facts, named: Named) -> Float[Array, "4"]:
 
 def place(facts: Facts, named: Named) -> Float[Array, "4"]:
     """Picks the cube, carries it on a funnel-shaped path that ends on the plate, opens, and goes up."""
-    return _put(facts, named.object, named.goal, _CUBE_HALF_SIZE)
+    return _put(facts, named.object, named.goal, CUBE_HALF_SIZE)
 
 
 def place_other(facts: Facts, named: Named) -> Float[Array, "4"]:
@@ -48,7 +47,7 @@ def place_other(facts: Facts, named: Named) -> Float[Array, "4"]:
 
 def stack(facts: Facts, named: Named) -> Float[Array, "4"]:
     """The same onto the other cube."""
-    return _put(facts, named.object, named.other, 3 * _CUBE_HALF_SIZE)
+    return _put(facts, named.object, named.other, 3 * CUBE_HALF_SIZE)
 
 
 def press(facts: Facts, named: Named) -> Float[Array, "4"]:

@@ -4,7 +4,10 @@ import jax
 from jaxtyping import Array, Float
 from mujoco import mjx
 
+from wam_jax.sim.scene import PHYSICS_TIMESTEP
+
 STEPS_PER_ACTION = 10
+SECONDS_PER_ACTION = STEPS_PER_ACTION * PHYSICS_TIMESTEP
 
 
 def settle(model: mjx.Model, data: mjx.Data) -> mjx.Data:

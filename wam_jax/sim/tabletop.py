@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PRNGKeyArray, UInt8
 from mujoco import mjx
 
-from wam_jax.sim import control, scene, tasks
+from wam_jax.sim import control, layouts, scene, tasks
 from wam_jax.sim.expert import EXPERTS
 from wam_jax.sim.physics import advance, settle
 from wam_jax.sim.render import Hits, Stage, View, cast, depth_image, geometry, make_view, shade
@@ -105,7 +105,7 @@ class Tabletop:
             for index, shape in enumerate(scene.SHAPES)
             if varied or shape == self._task.object_shape
         }
-        names = [f"distractor{k}" for k in range(tasks.MOST_DISTRACTORS)] if varied else []
+        names = [f"distractor{k}" for k in range(layouts.MOST_DISTRACTORS)] if varied else []
         self._distractors = np.array([self.model.geom(name).id for name in names], int)
         self.goal_geoms = np.array([self.model.geom(f"goal{i}").id for i in range(self._task.num_goals)], int)
         self.hand_geoms = np.array([self.model.geom(name).id for name in ("hand", "finger_left", "finger_right")])
@@ -125,7 +125,7 @@ class Tabletop:
         """A new episode: layout, colours, instruction and arm posture drawn from ``key``."""
         layout_key, arm_key = jax.random.split(key)
         distractor_key = jax.random.fold_in(key, 2)
-        layout = tasks.sample_layout(self._task, layout_key)
+        layout = layouts.sample_layout(self._task, layout_key)
         shift = jnp.asarray(variation.layout_shift)
         layout = dataclasses.replace(layout, object_xy=layout.object_xy + shift, goal_xy=layout.goal_xy + shift)
         jitter = jnp.array(_START_SPREAD) * jax.random.normal(arm_key, (NUM_ARM_JOINTS,)) + variation.arm_joint_shift
@@ -138,7 +138,7 @@ class Tabletop:
             instruction=self._instruction(layout),
             applied_action=jnp.array([0.0, 0.0, 0.0, 1.0]),
             variation=jax.tree.map(jnp.asarray, variation),
-            distractors=tasks.place_distractors(self._task, distractor_key, layout),
+            distractors=layouts.place_distractors(self._task, distractor_key, layout),
             done=jnp.asarray(0, jnp.int32),
         )
 
@@ -295,7 +295,7 @@ class Tabletop:
         for index, geoms in self._looks.items():
             position = position.at[geoms].set(jnp.where(shape == index, places, away))
             rotation = rotation.at[geoms].set(turned)
-        shown = jnp.arange(tasks.MOST_DISTRACTORS)[:, None] < state.variation.distractors
+        shown = jnp.arange(layouts.MOST_DISTRACTORS)[:, None] < state.variation.distractors
         return position.at[self._distractors].set(jnp.where(shown, state.distractors, away)), rotation
 
     def _camera_pose(self, state: SimState, name: str) -> tuple[Float[Array, "3"], Float[Array, "3 3"]]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import mujoco
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from wam_jax.sim import scene
 from wam_jax.sim.scene import OBJECT_COLORS
@@ -29,13 +29,10 @@ RELEASED_OPENING = 0.75  # of the gripper's full opening; a cube held keeps it a
 _PICKED_HEIGHT = 0.03  # metres above rest
 _LEFT_HEIGHT = 0.1  # metres of the tcp over where a cube was put down
 _PRESS_HEIGHT = 0.03  # metres of the tcp over the middle of a button
-_SPHERE_RADIUS = 0.03
-_CUBE_HALF_SIZE = 0.022
-_LAYOUT_CANDIDATES = 256
-MOST_DISTRACTORS = 2
+_SPHERE_RADIUS = 0.03  # metres
+CUBE_HALF_SIZE = 0.022  # metres
 _DISTRACTOR_COLORS = ((1.0, 0.5, 0.0), (0.9, 0.3, 0.7))
-_DISTRACTOR_HEIGHT = 0.03  # metres, of the centre
-_DISTRACTOR_ROOM = 0.09  # metres to anything else
+DISTRACTOR_HEIGHT = 0.03  # metres, of the centre
 _WANDER_TOP = 0.25  # metres
 
 
@@ -161,7 +158,7 @@ class Task:
     @property
     def rest_height(self) -> float:
         """Height of an object's centre when it lies on the table, metres."""
-        return _SPHERE_RADIUS if self.object_shape == "sphere" else _CUBE_HALF_SIZE
+        return _SPHERE_RADIUS if self.object_shape == "sphere" else CUBE_HALF_SIZE
 
 
 def _judge_reach(facts: Facts):
@@ -170,7 +167,7 @@ def _judge_reach(facts: Facts):
 
 
 def _judge_pick_lift(facts: Facts):
-    error = jnp.maximum(_CUBE_HALF_SIZE + LIFT_HEIGHT - facts.objects[:, 2], 0.0)[:, None]
+    error = jnp.maximum(CUBE_HALF_SIZE + LIFT_HEIGHT - facts.objects[:, 2], 0.0)[:, None]
     return error <= 0.0, error
 
 
@@ -183,33 +180,43 @@ def _judge_push(facts: Facts):
     return error < GOAL_RADIUS, error
 
 
+def _lies_at(facts: Facts, distance: Float[Array, "..."], height: Float[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether a cube lies on the table and was let go, ``distance`` (metres) from a goal and at ``height``."""
+    return (distance < GOAL_RADIUS) & (jnp.abs(height - CUBE_HALF_SIZE) < REST_TOLERANCE) & _let_go(facts)
+
+
+def _let_go(facts: Facts) -> Bool[Array, ""]:
+    return facts.opening > RELEASED_OPENING
+
+
 def _judge_place(facts: Facts):
     error = _distance_to_goals(facts)
-    at_rest = jnp.abs(facts.objects[:, 2] - _CUBE_HALF_SIZE) < REST_TOLERANCE
-    return (error < GOAL_RADIUS) & at_rest[:, None] & (facts.opening > RELEASED_OPENING), error
+    return _lies_at(facts, error, facts.objects[:, 2, None]), error
+
+
+def _to_top(objects: Float[Array, "... 3"], below: Float[Array, "... 3"]) -> Float[Array, "..."]:
+    """Metres between a cube and its place on top of another."""
+    return jnp.linalg.norm(objects - below - jnp.array([0.0, 0.0, 2 * CUBE_HALF_SIZE]), axis=-1)
 
 
 def _judge_stack(facts: Facts):
     """Of every object, whether it lies on the next one; tasks with two objects."""
-    below = jnp.roll(facts.objects, -1, axis=0)
-    error = jnp.linalg.norm(facts.objects - below - jnp.array([0.0, 0.0, 2 * _CUBE_HALF_SIZE]), axis=-1)[:, None]
+    error = _to_top(facts.objects, jnp.roll(facts.objects, -1, axis=0))[:, None]
     return error < STACK_TOLERANCE, error  # that it was let go is a skill
 
 
 def _picked(facts: Facts, named: Named) -> Bool[Array, ""]:
-    return named.object[2] > _CUBE_HALF_SIZE + _PICKED_HEIGHT
+    return named.object[2] > CUBE_HALF_SIZE + _PICKED_HEIGHT
 
 
 def _placed(facts: Facts, named: Named) -> Bool[Array, ""]:
-    there = jnp.linalg.norm(named.object[:2] - named.goal[:2]) < GOAL_RADIUS
-    at_rest = jnp.abs(named.object[2] - _CUBE_HALF_SIZE) < REST_TOLERANCE
-    return there & at_rest & (facts.opening > RELEASED_OPENING) & (facts.tcp[2] > _LEFT_HEIGHT)
+    away = jnp.linalg.norm(named.object[:2] - named.goal[:2])
+    return _lies_at(facts, away, named.object[2]) & (facts.tcp[2] > _LEFT_HEIGHT)
 
 
 def _stacked(facts: Facts, named: Named) -> Bool[Array, ""]:
-    error = jnp.linalg.norm(named.object - named.other - jnp.array([0.0, 0.0, 2 * _CUBE_HALF_SIZE]))
-    left = facts.tcp[2] > named.object[2] + _LEFT_HEIGHT - _CUBE_HALF_SIZE
-    return (error < STACK_TOLERANCE) & (facts.opening > RELEASED_OPENING) & left
+    left = facts.tcp[2] > named.object[2] + _LEFT_HEIGHT - CUBE_HALF_SIZE
+    return (_to_top(named.object, named.other) < STACK_TOLERANCE) & _let_go(facts) & left
 
 
 def _pressed(facts: Facts, named: Named) -> Bool[Array, ""]:
@@ -379,7 +386,7 @@ def _said(task: Task, phrase: str) -> tuple[str, ...]:
     goals = task.goal_colors or ("",)
     others = OBJECT_COLORS if task.names_other else ("",)
     return tuple(
-        phrase.format(object=color, other=other, goal=goal, other_goal=goals[-1 - index])
+        phrase.format(object=color, other=other, goal=goal, other_goal=goals[other_goal(task, index)])
         for color in OBJECT_COLORS
         for other in others
         for index, goal in enumerate(goals)
@@ -401,13 +408,18 @@ def named_things(task: Task, facts: Facts, layout: Layout) -> Named:
         object=facts.objects[layout.named_object],
         goal=goals[layout.named_goal],
         other=facts.objects[other_object(task, layout)],
-        other_goal=goals[(layout.named_goal + 1) % len(goals)],
+        other_goal=goals[other_goal(task, layout.named_goal)],
     )
 
 
 def other_object(task: Task, layout: Layout) -> Int[Array, "*B"]:
     """Index of an object that is not the (first) named one."""
     return (layout.named_object + 1) % task.num_objects
+
+
+def other_goal(task: Task, goal: Any) -> Any:
+    """Slot of the goal after ``goal``: a number, or an array of them."""
+    return (goal + 1) % max(task.num_goals, 1)
 
 
 def build_model(task: Task, varied: bool = False) -> mujoco.MjModel:
@@ -419,7 +431,7 @@ def build_model(task: Task, varied: bool = False) -> mujoco.MjModel:
         sphere = f'type="sphere" size="{_SPHERE_RADIUS}"'
         objects = [scene.marker(f"object{i}", sphere) for i in range(task.num_objects)]
     else:
-        objects = [scene.cube(i, _CUBE_HALF_SIZE) for i in range(task.num_objects)]
+        objects = [scene.cube(i, CUBE_HALF_SIZE) for i in range(task.num_objects)]
     goals = []
     for slot, color in enumerate(task.goal_colors):
         rgb = " ".join(map(str, GOAL_COLORS[color]))
@@ -441,67 +453,12 @@ def _varied_looks(task: Task) -> list[str]:
         for i in range(task.num_objects)
         if shape != task.object_shape
     ]
-    shapes = f'type="sphere" size="{_DISTRACTOR_HEIGHT}"', f'type="cylinder" size=".02 {_DISTRACTOR_HEIGHT}"'
+    shapes = f'type="sphere" size="{DISTRACTOR_HEIGHT}"', f'type="cylinder" size=".02 {DISTRACTOR_HEIGHT}"'
     colors = (" ".join(map(str, color)) for color in _DISTRACTOR_COLORS)
     return looks + [
         scene.hidden(f"distractor{k}", f'{shape} rgba="{color} 1"')
         for k, (shape, color) in enumerate(zip(shapes, colors, strict=True))
     ]
-
-
-def place_distractors(task: Task, key: PRNGKeyArray, layout: Layout) -> Float[Array, "d 3"]:
-    """Places on the table for ``MOST_DISTRACTORS`` further things, apart from all there is."""
-    low, high = jnp.array(task.area[0]), jnp.array(task.area[1])
-    candidates = jax.random.uniform(key, (_LAYOUT_CANDIDATES, MOST_DISTRACTORS, 2), minval=low, maxval=high)
-    there = jnp.concatenate([layout.object_xy, layout.goal_xy])
-
-    def room(xy: Float[Array, "d 2"]) -> Float[Array, ""]:
-        to_things = jnp.linalg.norm(xy[:, None] - there[None], axis=-1).min()
-        return jnp.minimum(jnp.minimum(to_things, _least_separation(xy)) - _DISTRACTOR_ROOM, 0.0)
-
-    best = candidates[jnp.argmax(jax.vmap(room)(candidates))]
-    return jnp.pad(best, ((0, 0), (0, 1)), constant_values=_DISTRACTOR_HEIGHT)
-
-
-def sample_layout(task: Task, key: PRNGKeyArray) -> Layout:
-    """Draws a layout whose things lie apart as the task asks (of 256 draws; the least crowded if none does)."""
-    place, turn, paint, name_object, name_goal = jax.random.split(key, 5)
-    n, g = task.num_objects, task.num_goals
-    named_object = jax.random.randint(name_object, (), 0, n)
-    named_goal = jax.random.randint(name_goal, (), 0, max(g, 1))
-    low, high = jnp.array(task.area[0]), jnp.array(task.area[1])
-    candidates = jax.random.uniform(place, (_LAYOUT_CANDIDATES, n + g, 2), minval=low, maxval=high)
-    # The first that is good enough, not the most spread of all: that would push everything to the borders.
-    slack = jnp.minimum(jax.vmap(_least_separation)(candidates) - task.separation, 0.0)
-    if task.path_clearance:
-        clearance = jax.vmap(_path_clearance, in_axes=(0, 0, None))(
-            candidates[:, :n], candidates[:, n + named_goal], named_object
-        )
-        slack = jnp.minimum(slack, clearance - task.path_clearance)
-    xy = candidates[jnp.argmax(slack)]
-    return Layout(
-        object_xy=xy[:n],
-        object_yaw=jax.random.uniform(turn, (n,), minval=-0.4, maxval=0.4),
-        object_colors=jax.random.permutation(paint, len(OBJECT_COLORS))[:n],
-        goal_xy=xy[n:],
-        named_object=named_object,
-        named_goal=named_goal,
-    )
-
-
-def _least_separation(xy: Float[Array, "n 2"]) -> Float[Array, ""]:
-    """Least distance between two of some points, metres."""
-    distances = jnp.linalg.norm(xy[:, None] - xy[None], axis=-1)
-    return jnp.min(distances + jnp.eye(len(xy)))  # one metre to itself
-
-
-def _path_clearance(objects: Float[Array, "n 2"], goal: Float[Array, "2"], named: Int[Array, ""]) -> Float[Array, ""]:
-    """Least distance of the other objects to the segment from the named one to its goal, metres."""
-    start = objects[named]
-    path = goal - start
-    share = jnp.clip(jnp.sum((objects - start) * path, axis=-1) / jnp.sum(path**2), 0.0, 1.0)
-    distance = jnp.linalg.norm(objects - (start + share[:, None] * path), axis=-1)
-    return jnp.min(jnp.where(jnp.arange(len(objects)) == named, jnp.inf, distance))
 
 
 def advance(task: Task, facts: Facts, layout: Layout, done: Int[Array, ""]) -> Int[Array, ""]:
@@ -522,7 +479,7 @@ def judge(task: Task, facts: Facts, layout: Layout, done: Int[Array, ""]) -> Out
     goal = layout.named_goal if met.shape[1] > 1 else 0
     named = jnp.zeros_like(met).at[layout.named_object, goal].set(True)
     if task.both:
-        named = named.at[other_object(task, layout), (goal + 1) % task.num_goals].set(True)
+        named = named.at[other_object(task, layout), other_goal(task, goal)].set(True)
     wrong = jnp.any(met & ~named)
     return Outcome(
         success=jnp.all(met | ~named) & ~wrong & (done == len(task.skills)),
