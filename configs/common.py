@@ -125,6 +125,26 @@ def get_config() -> ConfigDict:
     config.alignment.teacher_size = ()  # pixels (rows, columns) of what the teacher sees; empty: as it was trained
     config.alignment.random_teacher = False  # its weights at random: a control
 
+    # A frozen policy (config.init) improved by what a world model imagines: see `wam posttrain` (World2Act).
+    config.posttrain = ConfigDict(
+        {
+            "method": "",  # residual | lora; empty: none
+            "world": "",  # run of the world model; empty: config.init's own video
+            "skills": False,  # tell the world model each skill in its own words, as one trained on skills needs
+            "windows": (),  # of the world model, for each skill; empty: as long as the expert takes, in the median
+            "trajectories": 256,  # imagined, each from a start of its own
+            "batch_size": 32,  # episodes beside each other, each the others' negative
+            "seed": 5000,  # of the starts; not that of any evaluation
+        }
+    )
+    # Stage 1: sizes are those of posttraining/adapters.py.
+    config.posttrain.adapters = ConfigDict({"batch_size": 32, "hard_share": 0.25})
+    config.posttrain.adapters.options = ConfigDict({})
+    config.posttrain.adapters.optimizer = ConfigDict({"steps": 3000, "learning_rate": 1e-3, "warmup": 100, "ema": 0.99})
+    # Stage 2: sizes are those of posttraining/residual.py; config.train.lora those of LoRA.
+    config.posttrain.residual = ConfigDict({})
+    config.posttrain.optimizer = ConfigDict({"steps": 300, "learning_rate": 1e-3, "warmup": 30, "ema": 0.9})
+
     config.train = ConfigDict()
     config.train.batch_size = 64
     config.train.optimizer = ConfigDict(

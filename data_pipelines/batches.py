@@ -123,7 +123,8 @@ class BatchAssembler:
         self._proprio = proprio_affine.normalise(proprio).astype(np.float32)
         self._text_rows = [text_table.rows(store) for store in stores]
         first_episode = np.cumsum([0, *(len(rows) for rows in self._text_rows)])[self.table.store]
-        self._text_row = np.concatenate(self._text_rows)[first_episode + self.table.episode]
+        self._episode = first_episode + self.table.episode
+        self._text_row = np.concatenate(self._text_rows)[self._episode]
         self._embodiment = np.array(embodiments, np.int32)[self.table.store]
         self._embodiments = tuple(embodiments)
         self._labelled_stores = np.array([True] * len(stores) if labelled is None else labelled)
@@ -136,6 +137,10 @@ class BatchAssembler:
     def windows_of(self, store: int) -> Int[np.ndarray, "W"]:
         """The numbers of a store's windows."""
         return np.flatnonzero(self.table.store == store)
+
+    def told(self) -> tuple[Int[np.ndarray, "W"], Int[np.ndarray, "W"]]:
+        """Of every window: its instruction's row in the text table, and its episode among those of all stores."""
+        return self._text_row, self._episode
 
     def sample(self, window: int) -> Sample | None:
         """The frames of one window; None where one of them cannot be read.

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.batches import BatchAssembler, LatentSource, Sample, TextTable
 from data_pipelines.episodes import EpisodeStore
-from data_pipelines.mixture import window_order
+from data_pipelines.mixture import contrasting_order, window_order
 from data_pipelines.packing import PackedAssembler
 from data_pipelines.transforms import ActionCodec, Affine
 from data_pipelines.windows import WindowSpec
@@ -62,6 +62,7 @@ def make_loader(
     embodiments: Sequence[int] | None = None,
     labelled: Sequence[bool] | None = None,
     packed: bool = False,
+    alike: float = 0.0,
 ) -> Loader:
     """Builds the training input of this host.
 
@@ -82,6 +83,8 @@ def make_loader(
       embodiments: the embodiment number of each store; None counts them.
       labelled: whether each store's actions may be looked at; None: all. Others are action-free video.
       packed: rows of the spec's frames that hold whole episodes, several where they are short, instead of windows.
+      alike: share of every batch whose windows have the same instruction, in different episodes: what a contrastive
+        loss finds hard to tell apart. Batches are then drawn at random, whatever the ``weights``.
 
     Raises:
       CameraError: a store lacks a camera or a depth camera.
@@ -94,6 +97,8 @@ def make_loader(
     if packed and weights is None:
         groups = [np.concatenate(groups)]
     order = window_order(groups, weights, seed, shard_index, shard_count)
+    if alike:
+        order = contrasting_order(*assembler.told(), batch_size, alike, seed + shard_index)
     return Loader(assembler, order, batch_size, num_threads)
 
 

@@ -1,5 +1,9 @@
-"""The order in which windows are drawn: shuffled, sharded over hosts, repeated, and mixed by weight."""
+"""The order in which windows are drawn: shuffled, sharded over hosts, repeated, and mixed by weight.
 
+For contrastive losses, another one: batches of which a part is hard to tell apart.
+"""
+
+import functools
 from collections.abc import Sequence
 
 import grain
@@ -46,3 +50,32 @@ def window_order(
         shuffled = grain.MapDataset.source(group).shuffle((seed + number * _SEED_STRIDE) % 2**32)
         parts.append(shuffled[shard_index::shard_count].repeat())
     return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, list(weights or ()))
+
+
+def contrasting_order(
+    instruction: Int[np.ndarray, "W"], episode: Int[np.ndarray, "W"], batch_size: int, share: float, seed: int
+) -> grain.MapDataset[int]:
+    """An endless dataset of window numbers: in every batch, a share has one instruction, in as many episodes.
+
+    The rest is drawn from all windows alike. A pure function of (seed, position).
+
+    Args:
+      instruction, episode: of each window.
+      batch_size: windows of a batch.
+      share: of them; where too few episodes have the instruction, as many as there are.
+      seed: of the draws.
+    """
+    hard = round(share * batch_size)
+    windows = {number: np.flatnonzero(episode == number) for number in np.unique(episode)}
+    told = {number: int(instruction[own[0]]) for number, own in windows.items()}
+    same = {text: np.array([number for number, own in told.items() if own == text]) for text in set(told.values())}
+
+    @functools.lru_cache(maxsize=8)
+    def batch(number: int) -> Int[np.ndarray, "B"]:
+        rng = np.random.default_rng([seed, number])
+        group = same[int(instruction[rng.integers(len(instruction))])]
+        alike = [int(rng.choice(windows[e])) for e in rng.permutation(group)[:hard]]
+        others = rng.integers(len(instruction), size=batch_size - len(alike))
+        return rng.permutation(np.concatenate([np.array(alike, np.int64), others]))
+
+    return grain.MapDataset.range(2**40).map(lambda i: int(batch(int(i) // batch_size)[int(i) % batch_size]))

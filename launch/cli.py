@@ -12,6 +12,7 @@ VERBS = {
     "skills": "cut demonstrations into skills, and say how many words and contacts agree on",
     "tokenize": "encode the training data once, for trainings to read",
     "train": "train tokenizer and world action model on RLDS or LeRobot data",
+    "posttrain": "improve a policy by what a world model imagines",
     "evaluate": "closed-loop success of a checkpoint in batched MJX",
     "imagine": "a video of any length, skill by skill, beside the simulator",
     "export": "a run as safetensors with its configuration and a model card, or back",
@@ -22,7 +23,18 @@ VERBS = {
     "assets": "which pretrained weights are here, and the one command that gets each",
     "doctor": "what this machine has and what is missing",
 }
-_TAKES_CONFIG = ("quickstart", "demos", "skills", "tokenize", "train", "evaluate", "imagine", "bench", "study")
+_TAKES_CONFIG = (
+    "quickstart",
+    "demos",
+    "skills",
+    "tokenize",
+    "train",
+    "posttrain",
+    "evaluate",
+    "imagine",
+    "bench",
+    "study",
+)
 _MISTAKES = (ValueError, FileNotFoundError, FileExistsError, KeyError, RuntimeError)
 
 

@@ -50,9 +50,14 @@ class Data:
     unlabelled: int = 0
 
     def batches(
-        self, batch_size: int, seed: int, latents: list[LatentSource] | None, windows: WindowSpec | None = None
+        self,
+        batch_size: int,
+        seed: int,
+        latents: list[LatentSource] | None,
+        windows: WindowSpec | None = None,
+        alike: float = 0.0,
     ) -> grain.DatasetIterator[Batch]:
-        """Endless shuffled training batches."""
+        """Endless shuffled training batches; ``alike``: share of each that has one instruction."""
         loader = make_loader(
             self.train,
             windows or self.windows,
@@ -66,6 +71,7 @@ class Data:
             latents=latents,
             embodiments=self.embodiments,
             packed=self.config.packed and windows is None,
+            alike=alike,
             labelled=[number < len(self.train) - self.unlabelled for number in range(len(self.train))],
         )
         return iter(loader)

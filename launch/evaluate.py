@@ -28,8 +28,9 @@ from wam_jax.evaluation.grounding_report import (
 from wam_jax.evaluation.report import Report, write_summary
 from wam_jax.evaluation.robustness import add_robustness, evaluate_robustness
 from wam_jax.evaluation.success import EvaluationConfig, TaskResult, TaskText, evaluate_task
+from wam_jax.posttraining.restore import load_policy
 from wam_jax.sim.tasks import TASK_NAMES, wordings
-from wam_jax.training.restore import Trained, load_trained
+from wam_jax.training.restore import Trained
 from wam_jax.types import Text
 
 
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(args.config, overrides)
     mesh = devices.start(config)
-    trained = load_trained(args.checkpoint, mesh)
+    trained = load_policy(args.checkpoint, mesh)
     tasks = args.tasks or trained.meta["config"]["demos"]["tasks"]
     if not tasks:
         raise ConfigError(f"{args.checkpoint} was not trained on simulated tasks; name some with --tasks")

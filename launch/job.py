@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -38,6 +39,8 @@ class Job:
       tokenizer: saved with the parameters, so that they can act; None: it is found by its name, or there is none.
       latents: of all frames, where they were encoded ahead.
       windows: other windows than the data's.
+      alike: share of every batch that has one instruction, in different episodes.
+      batches: endless, instead of the data's windows.
       source: where parameters come from; None: from their random start.
       remedies: what to try where memory does not suffice.
       score: of parameters, the higher the better.
@@ -51,6 +54,8 @@ class Job:
     tokenizer: Tokenizer | None = None
     latents: list[LatentSource] | None = None
     windows: WindowSpec | None = None
+    alike: float = 0.0
+    batches: Callable[[], grain.DatasetIterator] | None = None
     source: ParamSource | None = None
     remedies: Callable[[], list[Remedy]] = list
     score: Callable[[Params], float] | None = None
@@ -91,7 +96,7 @@ def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainS
         state,
         step,
         frozen,
-        data.batches(job.batch_size, config.seed, job.latents, job.windows),
+        _batches(config, data, job),
         trainer.mesh,
         directory,
         loop,
@@ -116,10 +121,16 @@ def check_parts(batch_size: int, parts: int, mesh: Mesh) -> None:
         )
 
 
+def _batches(config: ConfigDict, data: Data, job: Job) -> grain.DatasetIterator:
+    if job.batches is not None:
+        return job.batches()
+    return data.batches(job.batch_size, config.seed, job.latents, job.windows, job.alike)
+
+
 def _compile(config: ConfigDict, data: Data, job: Job) -> Any:
     """The compiled step; says what it holds."""
     trainer = job.trainer
-    example = next(data.batches(job.batch_size, config.seed, job.latents, job.windows))
+    example = next(_batches(config, data, job))
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(trainer.mesh)), example
     )

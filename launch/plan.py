@@ -25,7 +25,7 @@ from launch.topologies import GIB, Chip, PlanError, chips_in, find_topology
 from launch.zoo import changed
 from wam_jax import console
 from wam_jax.compiled import KINDS, Memory, OutOfMemory, Traffic, collectives, memory, out_of_memory
-from wam_jax.flops import Flops, count_flops
+from wam_jax.flops import Flops, jaxpr_flops
 from wam_jax.nn.module import define
 from wam_jax.sharding import MESH_AXES, batch_sharding, make_mesh, placed
 from wam_jax.training.losses import wam_loss
@@ -215,13 +215,13 @@ def plan_step(step: Any, state: TrainState, frozen: Any, batch: Any, chip: Chip,
     Raises:
       jax.errors.JaxRuntimeError: if the compiler refuses for another reason than memory.
     """
-    flops = count_flops(step, state, frozen, batch)
+    traced = step.trace(state, frozen, batch)
     began = time.monotonic()
     refusal = compiled = None
     try:
         with warnings.catch_warnings():  # a compile cache, where one is on, cannot load a program for absent devices
             warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
-            compiled = step.lower(state, frozen, batch).compile()
+            compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         refusal = out_of_memory(error)
         if refusal is None:
@@ -237,7 +237,7 @@ def plan_step(step: Any, state: TrainState, frozen: Any, batch: Any, chip: Chip,
             "frozen": bytes_a_chip(frozen),
             "batch": bytes_a_chip(batch),
         },
-        flops=flops,
+        flops=jaxpr_flops(traced.jaxpr.jaxpr),
         memory=memory(compiled) if compiled else None,
         traffic=collectives(compiled.as_text()) if compiled else None,
         refusal=refusal,

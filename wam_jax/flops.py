@@ -55,13 +55,15 @@ def count_flops(function: Callable[..., Any], *abstract_args: Any) -> Flops:
     several devices is not seen.
 
     Args:
-      function: anything that ``jax.make_jaxpr`` can trace, a jitted function included.
+      function: anything that ``jax.make_jaxpr`` can trace, a jitted function included (one with compiler options is
+        not: take ``jaxpr_flops`` of its trace).
       abstract_args: its arguments, arrays or ``jax.ShapeDtypeStruct``.
     """
-    return _jaxpr_flops(jax.make_jaxpr(function)(*abstract_args).jaxpr)
+    return jaxpr_flops(jax.make_jaxpr(function)(*abstract_args).jaxpr)
 
 
-def _jaxpr_flops(jaxpr: Jaxpr) -> Flops:
+def jaxpr_flops(jaxpr: Jaxpr) -> Flops:
+    """As ``count_flops``, of what was traced already."""
     return sum((_equation_flops(equation) for equation in jaxpr.eqns), Flops())
 
 
@@ -71,7 +73,7 @@ def _equation_flops(equation: JaxprEqn) -> Flops:
         return Flops(matmul=_matmul_flops(equation))
     if name == "conv_general_dilated":
         return Flops(convolution=_convolution_flops(equation))
-    parts = [_jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
+    parts = [jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
     if name == "cond":
         return max(parts, key=lambda part: part.total)
     work = sum(parts, Flops())

@@ -17,7 +17,8 @@ def pairs(count: int, seed: int):
     rng = np.random.default_rng(seed)
     actions = rng.normal(size=(count, CHUNKS * CHUNK, ACTION)).astype(np.float32)
     shown = actions.reshape(count, CHUNKS, CHUNK, ACTION).mean(2)
-    latents = np.broadcast_to(shown[:, :, None, None, None], (count, CHUNKS, 1, 4, 4, ACTION))
+    where = np.concatenate([np.zeros((count, 1, ACTION)), np.cumsum(shown, 1)], 1)  # a frame shows where it led
+    latents = np.broadcast_to(where[:, :, None, None, None], (count, CHUNKS + 1, 1, 4, 4, ACTION))
     return jnp.asarray(latents + 0.1 * rng.normal(size=latents.shape), jnp.float32), jnp.asarray(actions)
 
 
@@ -26,7 +27,7 @@ def test_published_sizes(name):
     adapters = define_adapters(PRESETS[name], 16, CHUNK, 7)
     widths = {"latents": [32, 32], "features": [256, 256]}[name]
     params = adapters.init(jax.random.key(0))
-    video = jnp.zeros((2, 3, 2, 8, 8, 8)) if name == "latents" else jnp.zeros((2, 3, 16))
+    video = jnp.zeros((2, 4, 2, 8, 8, 8)) if name == "latents" else jnp.zeros((2, 4, 16))
     model = adapters.bind(params)
     found = [model.of_video(video), model.of_actions(jnp.zeros((2, 12, 7)))]
     assert [x.shape for x in found] == [(2, 3, width) for width in widths]
@@ -65,8 +66,8 @@ def test_absent_chunks_change_nothing(video):
     model, (latents, actions) = definition.bind(definition.init(jax.random.key(1))), pairs(4, 0)
     latents = latents if video == "latents" else latents.mean((2, 3, 4))
     mask = jnp.broadcast_to(jnp.arange(CHUNKS) < 3, (4, CHUNKS))
-    expected, _ = adapter_loss(model, latents[:, :3], actions[:, : 3 * CHUNK])
-    found, _ = adapter_loss(model, latents.at[:, 3:].set(7.0), actions.at[:, 3 * CHUNK :].set(7.0), mask)
+    expected, _ = adapter_loss(model, latents[:, :4], actions[:, : 3 * CHUNK])
+    found, _ = adapter_loss(model, latents.at[:, 4:].set(7.0), actions.at[:, 3 * CHUNK :].set(7.0), mask)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 

@@ -1,9 +1,9 @@
 """Where a world model's latents and a robot's actions meet: adapters of both to one space (World2Act's first stage).
 
 A chunk is as many actions as lead from one frame of latents to the next. The video adapter sees the latents of the
-frame that a chunk ends in, the action adapter its actions; both give one vector, and a contrastive loss over whole
-sequences makes the vectors of what belongs together alike. A decoder gets the actions back, so that a vector can later
-be turned into motion.
+frames that a chunk begins and ends in (latents of single pictures hold no motion), the action adapter its actions; both
+give one vector, and a contrastive loss over whole sequences makes the vectors of what belongs together alike. A decoder
+gets the actions back, so that a vector can later be turned into motion.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ class AdapterConfig:
     """Sizes of the adapters; ``PRESETS`` has the two published ones.
 
     Attributes:
-      video: "latents" (convolutions over a frame's latents) or "features" (three convolutions over time on one vector a
-        frame, as of a world model's hidden tokens).
+      video: "latents" (convolutions over two frames' latents) or "features" (three convolutions over time on one vector
+        a frame, as of a world model's hidden tokens).
       size: channels of the space where both meet.
       temperature: of the contrastive loss.
       similarity: "chunkwise", or "pooled" (the ablation).
@@ -67,29 +67,33 @@ class LatentAdapter(nnx.Module):
     """Two convolutions of stride 2 with group norm and GELU, the mean over the grid, and a linear map."""
 
     def __init__(self, channels: int, config: AdapterConfig, rngs: nnx.Rngs):
-        widths = (channels, *config.video_widths)
+        widths = (2 * channels, *config.video_widths)
         self.convs = nnx.List([Conv(a, b, rngs, stride=2) for a, b in itertools.pairwise(widths)])
         self.norms = nnx.List([GroupNorm(width, _GROUPS) for width in config.video_widths])
         self.out = Linear(widths[-1], config.size, (None, None), rngs)
 
-    def __call__(self, latents: Float[Array, "B T V h w C"], mask: Bool[Array, "B T"] | None) -> Float[Array, "B T D"]:
-        """Cameras' latents are channels side by side; each frame is looked at alone."""
-        x = rearrange(latents, "b t v h w c -> (b t) h w (v c)")
+    def __call__(
+        self, latents: Float[Array, "B T+1 V h w C"], mask: Bool[Array, "B T"] | None
+    ) -> Float[Array, "B T D"]:
+        """Of each chunk alone: its last frame and how that differs from its first, all cameras, as channels."""
+        batch, chunks = latents.shape[0], latents.shape[1] - 1
+        both = jnp.stack([latents[:, 1:], latents[:, 1:] - latents[:, :-1]], -1)
+        x = rearrange(both, "b t v h w c e -> (b t) h w (e v c)")
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = jax.nn.gelu(norm(conv(x)))
-        return self.out(x.mean((1, 2))).reshape(*latents.shape[:2], -1)
+        return self.out(x.mean((1, 2))).reshape(batch, chunks, -1)
 
 
 class FeatureAdapter(nnx.Module):
     """Three convolutions over time, of kernel 3, on one vector a frame."""
 
     def __init__(self, channels: int, config: AdapterConfig, rngs: nnx.Rngs):
-        widths = (channels, *config.video_widths, config.size)
+        widths = (2 * channels, *config.video_widths, config.size)
         self.layers = nnx.List([Linear(3 * a, b, (None, None), rngs) for a, b in itertools.pairwise(widths)])
 
-    def __call__(self, features: Float[Array, "B T C"], mask: Bool[Array, "B T"] | None) -> Float[Array, "B T D"]:
-        """Absent frames are zeros to their neighbours, as what lies beyond the ends."""
-        x = features
+    def __call__(self, features: Float[Array, "B T+1 C"], mask: Bool[Array, "B T"] | None) -> Float[Array, "B T D"]:
+        """Absent chunks are zeros to their neighbours, as what lies beyond the ends."""
+        x = jnp.concatenate([features[:, 1:], features[:, 1:] - features[:, :-1]], -1)
         for number, layer in enumerate(self.layers):
             x = jax.nn.gelu(x) if number else x
             x = x if mask is None else jnp.where(mask[..., None], x, 0.0)
@@ -129,9 +133,9 @@ class Adapters(nnx.Module):
         self.decoder = MLP(widths[::-1], rngs)
 
     def of_video(
-        self, latents: Float[Array, "B T ..."], mask: Bool[Array, "B T"] | None = None
+        self, latents: Float[Array, "B T+1 ..."], mask: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T D"]:
-        """A vector for the frame that each chunk ends in; ``mask``: which are there."""
+        """A vector for each chunk, from the frames before and after it; ``mask``: which chunks are there."""
         return self.video(latents, mask)
 
     def of_actions(self, actions: Float[Array, "B T*M A"]) -> Float[Array, "B T D"]:
@@ -158,7 +162,7 @@ def define_adapters(config: AdapterConfig, channels: int, chunk: int, action_siz
 
 def adapter_loss(
     adapters: Adapters,
-    latents: Float[Array, "N T ..."],
+    latents: Float[Array, "N T+1 ..."],
     actions: Float[Array, "N T*M A"],
     mask: Bool[Array, "N T"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -166,7 +170,7 @@ def adapter_loss(
 
     Args:
       adapters: bound to parameters.
-      latents: of the frames that the chunks end in.
+      latents: of the first frame, and of those that the chunks end in.
       actions: the chunks, normalised.
       mask: which chunks are there; None: all.
 
@@ -180,13 +184,19 @@ def adapter_loss(
     there = jnp.ones(video.shape[:2], bool) if mask is None else mask
     reconstruction = masked_mean(squared, jnp.repeat(there, adapters.chunk, 1)[..., None])
     contrastive = info_nce(similarity, config.temperature)
-    count = len(similarity)
-    paired = jnp.mean(jnp.diagonal(similarity))
-    others = (jnp.sum(similarity) - count * paired) / max(count * (count - 1), 1)
     return reconstruction + contrastive, {
         "reconstruction": reconstruction,
         "contrastive": contrastive,
-        "similarity": paired,
-        "similarity_of_others": others,
+        **paired(similarity),
+    }
+
+
+def paired(similarity: Float[Array, "N N"]) -> dict[str, Float[Array, ""]]:
+    """The similarity of pairs (the diagonal) and of others, and how often a pair is found among all."""
+    count = len(similarity)
+    own = jnp.mean(jnp.diagonal(similarity))
+    return {
+        "similarity": own,
+        "similarity_of_others": (jnp.sum(similarity) - count * own) / max(count * (count - 1), 1),
         "retrieval": retrieval_accuracy(similarity),
     }

@@ -22,13 +22,14 @@ class Actor(NamedTuple):
 
     Attributes:
       start: ``start(params, states)`` gives its memory.
-      act: ``act(params, memory, states, passed, key)`` gives the actions to execute before acting anew, and the memory
-        after; ``passed`` is what the cameras could see before each of the last E steps (at the start: now).
+      act: ``act(params, memory, states, passed, key)`` gives the actions to execute before acting anew, the memory
+        after, and notes for whoever asks; ``passed`` is what the cameras could see before each of the last E steps (at
+        the start: now).
       width: E, the number of actions.
     """
 
     start: Callable[[Any, SimState], Any]
-    act: Callable[[Any, Any, SimState, Stage, jax.Array], tuple[Float[Array, "N E A"], Any]]
+    act: Callable[[Any, Any, SimState, Stage, jax.Array], tuple[Float[Array, "N E A"], Any, Any]]
     width: int
 
 
@@ -62,7 +63,7 @@ def wam_actor(env: Tabletop, policy: Policy, execute: int) -> Actor:
 
     def act(
         params: WamParams, memory: Any, states: SimState, passed: Stage, key: jax.Array
-    ) -> tuple[Float[Array, "N E A"], Any]:
+    ) -> tuple[Float[Array, "N E A"], Any, None]:
         seen = observe(env, params, states, passed, policy.images(params.policy))
         if env.varied:
             seen = dataclasses.replace(seen, images=_noisy(seen.images, states.variation.pixel_noise, key))
@@ -72,7 +73,7 @@ def wam_actor(env: Tabletop, policy: Policy, execute: int) -> Actor:
                 f"the model predicts and remembers {chunk.shape[1]} actions at a time; "
                 f"set evaluation.execute={chunk.shape[1]} (it is {execute})"
             )
-        return chunk[:, :execute], memory
+        return chunk[:, :execute], memory, None
 
     return Actor(start, act, execute)
 
@@ -83,7 +84,7 @@ def scripted_actor(env: Tabletop) -> Actor:
     def act(randomness: Float[Array, ""], memory: None, states: SimState, passed: Stage, key: jax.Array):
         expert = jax.vmap(env.expert)(states)
         noise = jax.random.uniform(key, expert.shape, minval=-1.0, maxval=1.0)
-        return jnp.where(randomness > 0, noise, expert)[:, None], memory
+        return jnp.where(randomness > 0, noise, expert)[:, None], memory, None
 
     return Actor(lambda params, states: None, act, 1)
 
@@ -139,26 +140,32 @@ def rollout(env: Tabletop, actor: Actor, num_steps: int) -> Callable[..., Trace]
 
     def run(params: Any, episode_keys: Array, key: jax.Array, variation: Variation | None = None) -> Trace:
         given = () if variation is None else (variation,)
-        states = jax.vmap(env.reset)(episode_keys, *given)
-
-        def step(states, action):
-            before = jax.vmap(env.stage)(states), jax.vmap(env.proprio)(states)
-            states = jax.vmap(env.step)(states, action)
-            return states, (jax.vmap(env.outcome)(states), *before)
-
-        def replan(carry, key):
-            states, memory, passed = carry
-            actions, memory = actor.act(params, memory, states, passed, key)
-            states, seen = jax.lax.scan(step, states, jnp.swapaxes(actions, 0, 1))
-            return (states, memory, seen[1]), seen
-
-        now = jax.tree.map(lambda x: jnp.repeat(x[None], actor.width, 0), jax.vmap(env.stage)(states))
-        start = (states, actor.start(params, states), now)
-        _, steps = jax.lax.scan(replan, start, jax.random.split(key, -(-num_steps // actor.width)))
-        outcome, stage, proprio = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_steps], steps)
-        return Trace(outcome=outcome, stage=stage, proprio=proprio, instruction=states.instruction)
+        return unroll(env, actor, params, jax.vmap(env.reset)(episode_keys, *given), num_steps, key)[0]
 
     return compilation.jit(run)
+
+
+def unroll(
+    env: Tabletop, actor: Actor, params: Any, states: SimState, num_steps: int, key: jax.Array
+) -> tuple[Trace, Any]:
+    """What happens from these states on, and the actor's notes of each time that it acted; to be jitted."""
+
+    def step(states, action):
+        before = jax.vmap(env.stage)(states), jax.vmap(env.proprio)(states)
+        states = jax.vmap(env.step)(states, action)
+        return states, (jax.vmap(env.outcome)(states), *before)
+
+    def replan(carry, key):
+        states, memory, passed = carry
+        actions, memory, notes = actor.act(params, memory, states, passed, key)
+        states, seen = jax.lax.scan(step, states, jnp.swapaxes(actions, 0, 1))
+        return (states, memory, seen[1]), (seen, notes)
+
+    now = jax.tree.map(lambda x: jnp.repeat(x[None], actor.width, 0), jax.vmap(env.stage)(states))
+    start = (states, actor.start(params, states), now)
+    _, (steps, notes) = jax.lax.scan(replan, start, jax.random.split(key, -(-num_steps // actor.width)))
+    outcome, stage, proprio = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_steps], steps)
+    return Trace(outcome=outcome, stage=stage, proprio=proprio, instruction=states.instruction), notes
 
 
 @jax.tree_util.register_dataclass

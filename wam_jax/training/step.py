@@ -29,6 +29,7 @@ def make_step(
     shardings: TrainState,
     frozen_shardings: Any = None,
     accumulate: int = 1,
+    jit: Callable[..., Any] = jax.jit,
 ) -> StepFn:
     """``state, metrics = step(state, frozen, batch)``, jitted; the state's buffers are reused.
 
@@ -44,6 +45,7 @@ def make_step(
       frozen_shardings: of ``frozen``, whatever the loss needs that is not trained; default: replicated.
       accumulate: a batch is worked through in so many parts, one after the other, for less memory. The loss is the mean
         of theirs: that of the batch, but for what counts samples itself (masks, ``batch_share``).
+      jit: how it is compiled; a loss that steps the simulator needs ``sim.compilation.jit``.
     """
 
     def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
@@ -56,7 +58,7 @@ def make_step(
         metrics = {"gradient_norm": optax.global_norm(grads), **metrics}
         return TrainState(state.step + 1, params, average, moments), metrics
 
-    return jax.jit(
+    return jit(
         step,
         in_shardings=(shardings, frozen_shardings or replicated(mesh), batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ class Trainer:
     trained: which parameters; where not all are, the step's ``frozen`` is (the other parameters, the loss' frozen).
     accumulate: parts that a batch is worked through in.
     frozen_dtype: of the parameters that are not trained.
+    jit: how the step is compiled.
     """
 
     definition: Definition
@@ -38,6 +40,7 @@ class Trainer:
     trained: Select = everything
     accumulate: int = 1
     frozen_dtype: str = "float32"
+    jit: Callable[..., Any] = jax.jit
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -103,6 +106,7 @@ class Trainer:
             shardings=self.shardings,
             frozen_shardings=(frozen_params, replicated(self.mesh)) if frozen_params else None,
             accumulate=self.accumulate,
+            jit=self.jit,
         )
 
     def step_loss(self, trained: Params, frozen: Any, batch: Any, key: jax.Array, step: jax.Array):

@@ -1,0 +1,80 @@
+"""A frozen policy and the residual that corrects it, as one policy: it acts and is evaluated like any other."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from data_pipelines.transforms import ActionCodec
+from wam_jax.nn.module import Definition, Params
+from wam_jax.policy import Policy, PolicyParams, PolicyState
+from wam_jax.posttraining.adapters import Adapters
+from wam_jax.posttraining.residual import ResidualPolicy
+from wam_jax.types import Observation
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorrectedParams(PolicyParams):
+    """The base's arrays, and what corrects it."""
+
+    adapters: Params
+    residual: Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class CorrectedPolicy(Policy):
+    """Acts as the base does, plus a residual. With a residual of zero, it is the base bit for bit.
+
+    Attributes:
+      adapters, residual: definitions.
+      chunks: the adapters' units of actions; its ``block`` is the length of a chunk, all of which is executed.
+    """
+
+    adapters: Definition[Adapters]
+    residual: Definition[ResidualPolicy]
+    chunks: ActionCodec
+
+    def act(
+        self,
+        params: CorrectedParams,  # type: ignore[override]
+        policy_state: PolicyState | None,
+        observation: Observation,
+        rng: jax.Array,
+    ) -> tuple[Float[Array, "B M A"], PolicyState | None]:
+        """One chunk of raw robot actions for each observation."""
+        base, policy_state = self.propose(params, policy_state, observation, rng)
+        return self.correct(params, policy_state, base, observation)
+
+    def propose(
+        self, params: PolicyParams, policy_state: PolicyState | None, observation: Observation, rng: jax.Array
+    ) -> tuple[Float[Array, "B M A"], PolicyState | None]:
+        """What the base alone would do."""
+        base, policy_state = super().act(params, policy_state, observation, rng)
+        return base[:, : self.chunks.block], policy_state
+
+    def correct(
+        self,
+        params: CorrectedParams,
+        policy_state: PolicyState | None,
+        base: Float[Array, "B M A"],
+        observation: Observation,
+    ) -> tuple[Float[Array, "B M A"], PolicyState | None]:
+        """What is done instead; a base that remembers what it did is told."""
+        encoded = jnp.asarray(self.chunks.encode(base))
+        moved = self.chunks.decode(self.wanted(params, base, observation)) - self.chunks.decode(encoded)
+        actions = base + jnp.asarray(moved)
+        if policy_state is not None:
+            policy_state = dataclasses.replace(policy_state, executed=jnp.asarray(self.codec.encode(actions)))
+        return actions, policy_state
+
+    def wanted(
+        self, params: CorrectedParams, base: Float[Array, "B M A"], observation: Observation
+    ) -> Float[Array, "B M A"]:
+        """The corrected chunk in the adapters' units; gradients reach the residual alone."""
+        encoded = jax.lax.stop_gradient(jnp.asarray(self.chunks.encode(base)))
+        proprio = jnp.asarray(self.proprio.normalise(observation.proprio))
+        adapters = self.adapters.bind(params.adapters)
+        residual = self.residual.bind(params.residual)
+        return encoded + residual(adapters, encoded, proprio, observation.images[:, -1])

@@ -1,0 +1,210 @@
+"""Post-training from what a world model imagines (World2Act's second stage, arXiv 2603.10422): no reward, no labels.
+
+A batch of episodes is run in the simulator. What each did, chunk by chunk, should be like what was imagined from its
+start, and unlike what was imagined for the episodes beside it. Gradients reach the policy through its actions only; the
+simulator is not differentiated.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Int, UInt32
+
+from data_pipelines.transforms import ActionCodec
+from wam_jax.nn.module import Definition, Params
+from wam_jax.objectives.contrastive import info_nce
+from wam_jax.policy import Policy, PolicyParams, PolicyState
+from wam_jax.posttraining.adapters import SIMILARITIES, Adapters, paired
+from wam_jax.posttraining.corrected import CorrectedParams, CorrectedPolicy
+from wam_jax.sim.render import Stage
+from wam_jax.sim.rollout import Actor, WamParams, observe, unroll
+from wam_jax.sim.tabletop import SimState, Tabletop
+from wam_jax.sim.variation import Variation
+from wam_jax.training.step import LossFn
+from wam_jax.types import Observation, Text
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Starts:
+    """A batch of episodes.
+
+    Attributes:
+      keys: data of the random keys that decide their starts.
+      video: the video adapter's vectors of what was imagined from there.
+      looks: what their objects look like; None: as ever.
+    """
+
+    keys: UInt32[Array, "N 2"]
+    video: Float[Array, "N T D"]
+    looks: Variation | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """What the loss needs and does not train.
+
+    Attributes:
+      base: the policy that post-training starts from.
+      adapters: of stage 1.
+      text: features of every instruction of the environment.
+      embodiment: which of the policy's robots the simulator's is.
+    """
+
+    base: PolicyParams
+    adapters: Params
+    text: Text
+    embodiment: Int[Array, ""]
+
+
+class Learner(Protocol):
+    """What of a policy is post-trained."""
+
+    @property
+    def policy(self) -> Policy:
+        """By which it acts when it is evaluated."""
+
+    def acting(self, trained: Params, frozen: Frozen) -> Any:
+        """All parameters of the policy."""
+
+    def act(
+        self, params: Any, policy_state: PolicyState | None, observation: Observation, key: jax.Array
+    ) -> tuple[Float[Array, "N M A"], PolicyState | None, Any]:
+        """Raw actions, its memory, and what ``wanted`` needs to find them again."""
+
+    def wanted(self, params: Any, seen: Observation, notes: Any) -> Float[Array, "T N M A"]:
+        """The same actions in the adapters' units, differentiable; ``T`` times of ``N`` episodes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResidualLearner:
+    """A residual on a frozen base."""
+
+    policy: CorrectedPolicy
+
+    def acting(self, trained: Params, frozen: Frozen) -> CorrectedParams:
+        """The base with the residual that is trained."""
+        base = frozen.base
+        return CorrectedParams(model=base.model, tokenizer=base.tokenizer, adapters=frozen.adapters, residual=trained)
+
+    def act(
+        self, params: CorrectedParams, policy_state: PolicyState | None, observation: Observation, key: jax.Array
+    ) -> tuple[Float[Array, "N M A"], PolicyState | None, Any]:
+        """Corrected actions; noted are the base's."""
+        base, policy_state = self.policy.propose(params, policy_state, observation, key)
+        actions, policy_state = self.policy.correct(params, policy_state, base, observation)
+        return actions, policy_state, base
+
+    def wanted(
+        self, params: CorrectedParams, seen: Observation, notes: Float[Array, "T N M A"]
+    ) -> Float[Array, "T N M A"]:
+        """All at once: the residual is small."""
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (notes, seen))
+        return self.policy.wanted(params, *flat).reshape(notes.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeLearner:
+    """The policy's own parameters, or LoRA's factors in them (the comparator).
+
+    Attributes:
+      policy: without a memory.
+      chunks: the adapters' units of actions.
+    """
+
+    policy: Policy
+    chunks: ActionCodec
+
+    def acting(self, trained: Params, frozen: Frozen) -> PolicyParams:
+        """The base's tokenizer with the model that is trained."""
+        return dataclasses.replace(frozen.base, model=trained)
+
+    def act(
+        self, params: PolicyParams, policy_state: PolicyState | None, observation: Observation, key: jax.Array
+    ) -> tuple[Float[Array, "N M A"], PolicyState | None, Any]:
+        """Its actions; noted is the key that they were drawn with."""
+        actions, policy_state = self.policy.act(params, policy_state, observation, key)
+        return actions[:, : self.chunks.block], policy_state, key
+
+    def wanted(self, params: PolicyParams, seen: Observation, notes: jax.Array) -> Float[Array, "T N M A"]:
+        """Drawn again, time after time; each is computed once more for its gradient, or memory would not do."""
+
+        @jax.checkpoint
+        def draw(observation: Observation, key: jax.Array) -> Array:
+            actions, _ = self.policy.act(params, None, observation, key)
+            return jnp.asarray(self.chunks.encode(actions[:, : self.chunks.block]))
+
+        return jax.lax.map(lambda moment: draw(*moment), (seen, notes))
+
+
+class Rolled(NamedTuple):
+    """Episodes as a policy met them: what it saw at each of ``T`` times, what it noted, and how they ended."""
+
+    seen: Observation
+    notes: Any
+    success: Float[Array, "N"]
+
+
+def roll(
+    env: Tabletop, learner: Learner, params: WamParams, states: SimState, chunks: int, chunk: int, key: jax.Array
+) -> Rolled:
+    """Runs ``chunks`` chunks of ``chunk`` actions."""
+    policy = learner.policy
+
+    def start(params: WamParams, states: SimState) -> PolicyState | None:
+        return policy.init_state(params.policy, observe(env, params, states))
+
+    def act(params: WamParams, memory: PolicyState | None, states: SimState, passed: Stage, key: jax.Array):
+        seen = observe(env, params, states, passed, policy.images(params.policy))
+        actions, memory, note = learner.act(params.policy, memory, seen, key)
+        return actions, memory, (seen, note)
+
+    trace, (seen, notes) = unroll(env, Actor(start, act, chunk), params, states, chunks * chunk, key)
+    return Rolled(seen, notes, trace.outcome.success[-1].astype(jnp.float32))
+
+
+def online_loss(
+    env: Tabletop,
+    learner: Learner,
+    adapters: Definition[Adapters],
+    chunks: ActionCodec,
+    temperature: float | None = None,
+) -> LossFn:
+    """InfoNCE between imagined video and the actions of the same episodes; the batch is ``Starts``, frozen ``Frozen``.
+
+    The metrics have the similarity of pairs (which tracks success, the paper finds), of others, how often a pair is
+    found, and the share of these episodes that ended in success, which nothing here is trained on.
+
+    Args:
+      env: where episodes run; compile the step with ``sim.compilation.jit``.
+      learner: what is trained.
+      adapters: of stage 1.
+      chunks: their units of actions.
+      temperature: of the contrastive loss; None: that of the adapters.
+    """
+    assert chunks.block is not None
+    length = chunks.block
+
+    def loss(trained: Params, frozen: Frozen, batch: Starts, key: jax.Array, step: Array):
+        params = learner.acting(trained, frozen)
+        bound = adapters.bind(jax.lax.stop_gradient(frozen.adapters))
+        config, given = bound.config, () if batch.looks is None else (batch.looks,)
+        states = jax.vmap(env.reset)(jax.random.wrap_key_data(batch.keys), *given)
+        informed = WamParams(
+            policy=jax.lax.stop_gradient(params),
+            text=frozen.text,
+            embodiment=frozen.embodiment,
+            misinform=jnp.asarray(False),
+        )
+        rolled = jax.lax.stop_gradient(roll(env, learner, informed, states, batch.video.shape[1], length, key))
+        wanted = learner.wanted(params, rolled.seen, rolled.notes)
+        action = bound.of_actions(rearrange(wanted, "t n m a -> n (t m) a"))
+        similarity = SIMILARITIES[config.similarity](batch.video, action)
+        contrastive = info_nce(similarity, temperature or config.temperature)
+        return contrastive, {**paired(similarity), "rollout_success": rolled.success.mean()}
+
+    return loss

@@ -1,0 +1,89 @@
+"""A trained policy back from its directory, post-trained or not, ready to act."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from data_pipelines.transforms import ActionCodec
+from wam_jax.nn.module import Definition, Params
+from wam_jax.policy import Policy
+from wam_jax.posttraining.adapters import AdapterConfig, Adapters, define_adapters
+from wam_jax.posttraining.corrected import CorrectedParams, CorrectedPolicy
+from wam_jax.posttraining.residual import ResidualConfig, ResidualPolicy, define_residual
+from wam_jax.sharding import placed, replicated
+from wam_jax.training.checkpoint import CheckpointError, Checkpoints
+from wam_jax.training.restore import Trained, load_trained
+
+ADAPTERS = "adapters"  # folder of a post-trained run
+
+
+def define_correction(
+    identity: dict[str, Any], base: Trained
+) -> tuple[CorrectedPolicy, Definition[Adapters], Definition[ResidualPolicy]]:
+    """The policy that a run's ``identity["correction"]`` describes, and the definitions of what corrects it."""
+    chunks = ActionCodec.from_dict(identity["chunks"])
+    adapters = _adapters(identity)
+    told = base.meta["identity"]["interface"]
+    config = ResidualConfig(**_with_tuples(identity["residual"]))
+    residual = define_residual(
+        config, identity["adapters"]["size"], told["cameras"], told["proprio_size"], told["action_size"]
+    )
+    shared = {field.name: getattr(base.policy, field.name) for field in dataclasses.fields(Policy)}
+    return CorrectedPolicy(**shared, adapters=adapters, residual=residual, chunks=chunks), adapters, residual
+
+
+def _adapters(identity: dict[str, Any]) -> Definition[Adapters]:
+    codec = identity["chunks"]
+    sizes = AdapterConfig(**_with_tuples(identity["adapters"]))
+    return define_adapters(sizes, identity["channels"], codec["block"], len(codec["cumulative"]))
+
+
+def _with_tuples(saved: dict[str, Any]) -> dict[str, Any]:
+    """A config's fields, which JSON gave back as lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+
+
+def load_params(directory: Path, definition: Definition, mesh: Mesh) -> Params:
+    """What acts of a run's newest checkpoint, on every device."""
+    checkpoints = Checkpoints(directory / "checkpoints")
+    like = jax.tree.map(lambda x: placed(x, replicated(mesh)), definition.shapes())
+    found = checkpoints.load_acting(like)
+    checkpoints.close()
+    return found
+
+
+def load_policy(directory: Path, mesh: Mesh) -> Trained:
+    """As ``load_trained``; of a residual's run, the policy that it corrects with it.
+
+    Raises:
+      CheckpointError: there is no run, or the policy that it corrects is not where it was.
+    """
+    meta = _meta(directory)
+    if meta is None or "correction" not in meta["identity"]:
+        return load_trained(directory, mesh)
+    identity, step = meta["identity"]["correction"], meta["step"]
+    path = Path(identity["base"])
+    if not path.exists():
+        raise CheckpointError(f"{directory} corrects the policy of {path}, which is not here; put it back")
+    base = load_trained(path, mesh)
+    policy, adapters, residual = define_correction(identity, base)
+    params = CorrectedParams(
+        model=base.params.model,
+        tokenizer=base.params.tokenizer,
+        adapters=load_params(directory / ADAPTERS, adapters, mesh),
+        residual=load_params(directory, residual, mesh),
+    )
+    return dataclasses.replace(base, policy=policy, params=params, step=step)
+
+
+def _meta(directory: Path) -> dict[str, Any] | None:
+    """Of the newest checkpoint; None where there is none."""
+    if not (directory / "checkpoints").is_dir():
+        return None
+    checkpoints = Checkpoints(directory / "checkpoints")
+    found = None if checkpoints.latest is None else {**checkpoints.meta(), "step": checkpoints.latest}
+    checkpoints.close()
+    return found
