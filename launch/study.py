@@ -3,7 +3,9 @@
     wam study configs/studies/finetune.py --config.base.init=runs/quickstart
 
 A study's config has ``base`` (an experiment), ``arms`` (name -> fields of the base that differ), ``seeds``, and
-``compare`` (pairs of arms). An arm's ``before`` holds fields of a training that comes first, from which it then starts.
+``compare`` (pairs of arms). An arm's ``before`` holds fields of a training that comes first, from which it then starts;
+arms with the same one share it. An arm with ``posttrain.method`` is post-trained (`wam posttrain`) instead; "base" is
+what the others of these start from.
 With ``robustness``, success is also judged under changed conditions, by axis; with ``grounding``, what actions look at
 and depend on is measured.
 What arms share (demonstrations, tokenizer, latents) is made once. Every finished run is kept; a killed study goes on
@@ -33,6 +35,7 @@ from launch.grounding import ground
 from launch.start import check_start
 from launch.tokenizers import encode_dataset, find_tokenizer, with_images_for
 from launch.train import evaluate_validation, find_tokenizers, lpips_if_here, train_model
+from launch.world2act import check_posttrain, heldout_sequences, posttrain
 from wam_jax import console
 from wam_jax.evaluation import media
 from wam_jax.evaluation.grounding import mean_grounding
@@ -44,9 +47,12 @@ from wam_jax.evaluation.statistics import Rate, mean_share
 from wam_jax.evaluation.study import arm_result, bootstrap_difference, metric_table, study_rows
 from wam_jax.evaluation.study_metrics import heldout_metrics
 from wam_jax.evaluation.success import EvaluationConfig, policy_outcomes
-from wam_jax.training.restore import load_trained
+from wam_jax.posttraining.restore import load_policy
+from wam_jax.training.metrics import read_metrics
+from wam_jax.training.restore import Trained, load_trained
 
 OUTCOMES = "outcomes.json"  # of a finished run
+BASE = "base"  # posttrain.method of an arm that is not trained further
 _SCENES, _SCENE_SEEDS = 1024, (500, 501)  # pictures of a task that probes are fitted and tested on
 ARM_COLUMNS = ("arm", "success", "by seed")
 DIFFERENCE_COLUMNS = ("difference", "95% interval", "significant")
@@ -77,9 +83,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         config.seed = seed
         directory = workdir / name / f"seed_{seed}"
         if (before := before_config(study, name)) is not None:
-            before.seed, config.init = seed, str(directory / "before")
+            before.seed = seed
+            first = workdir / "before" / _digest(to_plain(before)) / f"seed_{seed}"
+            config.init = str(first)
             if not (directory / OUTCOMES).exists():
-                _train(before, study.base.seed, mesh, workdir, directory / "before", shared)
+                _train(before, study.base.seed, mesh, workdir, first, shared)
         finished[name].append(_run_arm(config, study.base.seed, mesh, workdir, directory, shared, measure))
     _report(study, finished, workdir, time.monotonic() - began)
 
@@ -111,6 +119,7 @@ def before_config(study: ConfigDict, name: str) -> ConfigDict | None:
     if "before" not in study.arms[name]:
         return None
     config = arm_config(study, name)
+    config.posttrain.method = ""
     for field, value in study.arms[name]["before"].items():
         set_field(config, field, value)
     return config
@@ -188,8 +197,15 @@ def _run_arm(
             raise ConfigError(f"{path} is of another configuration; choose another --workdir, or delete it")
         changed = {axis: np.array(success) for axis, success in saved["changed"].items()}
         return ArmRun(np.array(saved["success"], bool), changed, saved["metrics"])
-    parts = _train(config, data_seed, mesh, workdir, directory, shared)
-    trained = load_trained(directory, mesh)
+    if config.posttrain.method:
+        trained, metrics = _posttrain(config, data_seed, mesh, workdir, directory)
+    else:
+        parts = _train(config, data_seed, mesh, workdir, directory, shared)
+        trained = load_trained(directory, mesh)
+        metrics = {
+            **heldout_metrics(evaluate_validation(config, parts.data, trained), lpips_if_here(config)),
+            **parts.probes,
+        }
     settings = EvaluationConfig(**config.evaluation)
     tasks = [described_task(asked, task, every_wording=measure.robustness) for task in config.demos.tasks]
     success = np.concatenate([policy_outcomes(task, trained, settings, mesh).success for task in tasks])
@@ -197,8 +213,6 @@ def _run_arm(
     if measure.robustness:
         found = [evaluate_robustness(task, trained, settings, mesh).by_axis for task in tasks]
         changed = {axis: np.concatenate([axes[axis] for axes in found]) for axis in found[0]}
-    heldout = evaluate_validation(config, parts.data, trained)
-    metrics = {**heldout_metrics(heldout, lpips_if_here(config)), **parts.probes}
     if measure.grounding:
         metrics |= mean_grounding([ground(trained, task, settings.grounding_scenes) for task in tasks])
     kept = {axis: outcomes.tolist() for axis, outcomes in changed.items()}
@@ -209,16 +223,38 @@ def _run_arm(
         "changed": kept,
         "metrics": metrics,
     }
+    path.parent.mkdir(parents=True, exist_ok=True)  # a base is not trained here
     path.write_text(json.dumps(outcomes) + "\n")
     console.log(f"{directory}: {Rate(int(success.sum()), success.size)}")
     return ArmRun(success, changed, metrics)
 
 
+def _posttrain(
+    config: ConfigDict, data_seed: int, mesh: Mesh, workdir: Path, directory: Path
+) -> tuple[Trained, dict[str, float]]:
+    """A post-trained policy, and how alike its last episodes of training and what was imagined for them are."""
+    if config.posttrain.method == BASE:
+        return load_trained(Path(config.init), mesh), {}
+    check_posttrain(config)
+    if not config.data.datasets:
+        prepared = config.copy_and_resolve_references()
+        prepared.seed = data_seed
+        config.data.datasets = demo_datasets(prepared, workdir / "shared")
+    work = posttrain(config, mesh, directory)
+    last = read_metrics(directory / "metrics.jsonl")[-1]
+    online = {f"online_{name}": last[name] for name in ("similarity", "similarity_of_others", "retrieval")}
+    stage1 = {f"adapters_{name}": value for name, value in heldout_sequences(config, work).items()}
+    return load_policy(directory, mesh), {**online, **stage1}
+
+
 def _preparation(config: ConfigDict) -> str:
     """A name for all that demonstrations, tokenizer and latents depend on, beside the study's seed."""
     parts = [to_plain(config[name]) for name in ("demos", "data", "tokenizer", "latent_action")]
-    start = config.tokenizer.init or config.init
-    return hashlib.sha256(json.dumps([parts, start], sort_keys=True).encode()).hexdigest()[:12]
+    return _digest([parts, config.tokenizer.init or config.init])
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _report(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path, seconds: float) -> None:
