@@ -8,7 +8,7 @@ another one, which may have seen far more video than the policy has seen actions
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.world2act import common
 
 
 def get_config() -> ConfigDict:

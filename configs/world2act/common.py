@@ -1,0 +1,14 @@
+"""What base policy, world model and post-training share: one task, in which the named cube is to be lifted."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.get_config()
+    config.demos.tasks = ("pick_lift",)
+    config.demos.episodes = (1024,)
+    config.demos.directory = "runs/world2act/data"
+    config.evaluation.execute = 8  # as far as imagined frames are apart
+    return config
