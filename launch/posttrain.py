@@ -1,11 +1,13 @@
 """`wam posttrain`: a frozen policy improved by what a world model imagines, without rewards or labels (World2Act).
 
-    wam posttrain --config configs/world2act.py --config.init=runs/quickstart --workdir runs/world2act
-    wam evaluate runs/world2act
+    wam posttrain --config configs/world2act/posttrain.py --workdir runs/world2act/residual
+    wam evaluate runs/world2act/residual --config.evaluation.execute=8
 
 Stage 1 learns, on demonstrations, where video and actions meet. Then the world model imagines from many starts. Stage 2
 runs the policy from the same starts in the simulator and trains what is added to it (`config.posttrain.method`: a
-residual, or LoRA's factors) until what it does is like what was imagined. Each stage is kept, and resumed where it was.
+residual, or LoRA's factors) until what it does is like what was imagined; or (`pixels`, the comparator of DreamGen) the
+policy imitates the imagined videos, with actions that inverse dynamics reads off them. Each stage is kept, and resumed
+where it was.
 """
 
 import argparse
@@ -33,9 +35,11 @@ HELDOUT_COLUMNS = ("held-out windows", "similarity", "of others", "retrieval", "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", default="configs/world2act.py", help="experiment file (default: %(default)s)")
     parser.add_argument(
-        "--workdir", type=Path, default="runs/world2act", help="where everything is written (default: %(default)s)"
+        "--config", default="configs/world2act/posttrain.py", help="experiment file (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workdir", type=Path, default="runs/posttrained", help="where everything is written (default: %(default)s)"
     )
 
 
@@ -69,17 +73,17 @@ def _report(report: Report, config: ConfigDict, work: Work, mesh: Mesh, director
     report.add_table("", COLUMNS, rows)
     report.add_text("", f"After - before, on the same episodes: {difference}")
     heldout = heldout_sequences(config, work)
-    report.add_table("Stage 1", HELDOUT_COLUMNS, [heldout_row(heldout)])
+    report.add_table("Stage 1", HELDOUT_COLUMNS, [_heldout_row(heldout)])
     for stage, folder in (("Stage 1", directory / ADAPTERS), ("Stage 2", directory)):
         for chart in _curves(read_metrics(folder / "metrics.jsonl")):
             report.add_image(stage, chart)
     films = [
         (media.film(media.side_by_side({"imagined": pictures[:, 0]}), _FPS), f"start {number}")
-        for number, pictures in enumerate(work.pictures[:_FILMS])
+        for number, pictures in enumerate(work.imagined.pictures[:_FILMS])
     ]
     report.add_films("Imagined", films)
     console.table("Closed-loop success", COLUMNS, rows)
-    console.table("Stage 1", HELDOUT_COLUMNS, [heldout_row(heldout)])
+    console.table("Stage 1", HELDOUT_COLUMNS, [_heldout_row(heldout)])
     console.log(f"after - before: {difference}")
     return {
         "success": {name: {"rate": rate.rate, "ci95": list(rate.ci95), "n": rate.n} for name, rate in rates.items()},
@@ -89,10 +93,10 @@ def _report(report: Report, config: ConfigDict, work: Work, mesh: Mesh, director
     }
 
 
-def heldout_row(found: dict[str, float]) -> tuple[str, ...]:
-    """Of `HELDOUT_COLUMNS`."""
-    figures = (found[name] for name in ("similarity", "similarity_of_others", "retrieval", "reconstruction"))
-    return str(int(found["windows"])), *(f"{figure:.3f}" for figure in figures)
+def _heldout_row(found: dict[str, float]) -> tuple[str, ...]:
+    """Of `HELDOUT_COLUMNS`; inverse dynamics knows no similarity."""
+    figures = (found.get(name) for name in ("similarity", "similarity_of_others", "retrieval", "reconstruction"))
+    return str(int(found["windows"])), *("–" if figure is None else f"{figure:.3f}" for figure in figures)
 
 
 def _curves(rows: list[dict[str, Any]]) -> list[bytes]:
@@ -101,7 +105,9 @@ def _curves(rows: list[dict[str, Any]]) -> list[bytes]:
     for title, names in (
         ("Similarity of actions and video", ("similarity", "similarity_of_others")),
         ("How often the pair is found; success", ("retrieval", "rollout_success", "score")),
+        ("Error in training", ("reconstruction", "loss/action", "loss/video")),
     ):
-        series = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
-        charts.append(media.curve({k: v for k, v in series.items() if v}, title, "step", ""))
+        series = {name: points for name in names if (points := [(r["step"], r[name]) for r in rows if name in r])}
+        if series:
+            charts.append(media.curve(series, title, "step", ""))
     return charts

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from data_pipelines.transforms import ActionCodec
@@ -25,9 +26,10 @@ from wam_jax.evaluation.success import EvaluationConfig, TaskText, closed_loop_s
 from wam_jax.nn.lora import FACTORS, Lora, with_lora
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import imagining_mode
-from wam_jax.posttraining.adapters import AdapterConfig, Adapters, adapter_loss, define_adapters
+from wam_jax.posttraining.adapters import AdapterConfig, Adapters, adapter_loss, define_adapters, inverse_loss
 from wam_jax.posttraining.imagination import imagine_windows, skill_of_windows
 from wam_jax.posttraining.online import Frozen, Learner, ResidualLearner, Starts, WholeLearner, online_loss
+from wam_jax.posttraining.pseudo_actions import PseudoDemonstrations
 from wam_jax.posttraining.residual import ResidualConfig
 from wam_jax.posttraining.restore import ADAPTERS, define_correction
 from wam_jax.sharding import replicated
@@ -35,7 +37,7 @@ from wam_jax.sim import compilation
 from wam_jax.sim.rollout import rollout, scripted_actor
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import skill_text
-from wam_jax.training.losses import Tokenizers, encode_batch
+from wam_jax.training.losses import Tokenizers, encode_batch, wam_loss
 from wam_jax.training.optimizer import OptimizerConfig
 from wam_jax.training.partition import everything, matching
 from wam_jax.training.restore import Trained, load_trained
@@ -43,7 +45,7 @@ from wam_jax.training.run import open_run
 from wam_jax.training.trainer import Trainer
 from wam_jax.types import Batch, Observation, Text
 
-METHODS = ("residual", "lora")
+METHODS = ("residual", "lora", "pixels")
 _IMAGINED = "imagined.npz"
 _EXPERT_EPISODES = 32  # that tell how long skills take
 
@@ -73,6 +75,17 @@ def check_posttrain(config: ConfigDict) -> None:
         raise ConfigError("config.posttrain.method='lora' needs config.train.lora.rank, such as 16")
 
 
+class Imagined(NamedTuple):
+    """Attributes:
+
+    pictures: the start, and what the world model expects from there.
+    instruction: index into the environment's instructions.
+    """
+
+    pictures: UInt8[np.ndarray, "K I V H W 3"]
+    instruction: Int[np.ndarray, " K"]
+
+
 class Work(NamedTuple):
     """What post-training is about.
 
@@ -86,7 +99,7 @@ class Work(NamedTuple):
       data: demonstrations, cut to such sequences.
       adapters: of stage 1.
       adapter_params: theirs, after it.
-      pictures: the start and what was imagined, [trajectories, images, cameras, rows, columns, 3].
+      imagined: from each start.
     """
 
     base: Trained
@@ -99,7 +112,7 @@ class Work(NamedTuple):
     data: Data
     adapters: Definition[Adapters]
     adapter_params: Params
-    pictures: UInt8[np.ndarray, "K I V H W 3"]
+    imagined: Imagined
 
 
 def posttrain(config: ConfigDict, mesh: Mesh, directory: Path) -> Work:
@@ -116,9 +129,9 @@ def posttrain(config: ConfigDict, mesh: Mesh, directory: Path) -> Work:
     # Sequences start where those of stage 2 do, but for the arm's place.
     data = dataclasses.replace(data, windows=dataclasses.replace(data.windows, starts=chunk))
     adapters, adapter_params = train_adapters(config, data, world, mesh, directory / ADAPTERS)
-    pictures = imagine_starts(config, world, task, env, told, windows, directory)
-    work = Work(base, world, task, env, chunk, told, windows, data, adapters, adapter_params, pictures)
-    improve(config, work, mesh, directory)
+    imagined = imagine_starts(config, world, task, env, told, windows, directory)
+    work = Work(base, world, task, env, chunk, told, windows, data, adapters, adapter_params, imagined)
+    (imitate if config.posttrain.method == "pixels" else improve)(config, work, mesh, directory)
     return work
 
 
@@ -192,7 +205,7 @@ def train_adapters(
     definition = define_adapters(sizes, channels, _block(data.codec), data.codec.action_size)
 
     def loss(params: Params, frozen: Tokenizers, batch: Batch, key: jax.Array, step: jax.Array):
-        return sequence_loss(definition, params, frozen, batch)
+        return _sequence_loss(config, definition, params, frozen, batch)
 
     job = Job(
         name="adapters",
@@ -204,7 +217,11 @@ def train_adapters(
             seed=config.seed,
         ),
         batch_size=numbers.batch_size,
-        identity={"adapters": dataclasses.asdict(sizes), "tokenizer": tokenizer_key(tokenizer)},
+        identity={
+            "adapters": dataclasses.asdict(sizes),
+            "objective": "inverse dynamics" if config.posttrain.method == "pixels" else "contrastive",
+            "tokenizer": tokenizer_key(tokenizer),
+        },
         frozen=jax.device_put(Tokenizers(tokenizer), replicated(mesh)),
         latents=encode_dataset(data, tokenizer) if config.data.precompute_latents else None,
         alike=numbers.hard_share,
@@ -217,10 +234,13 @@ def _block(codec: ActionCodec) -> int:
     return codec.block
 
 
-def sequence_loss(definition: Definition[Adapters], params: Params, frozen: Tokenizers, batch: Batch):
+def _sequence_loss(
+    config: ConfigDict, definition: Definition[Adapters], params: Params, frozen: Tokenizers, batch: Batch
+):
     batch, latents = encode_batch(frozen, batch)
     there = jnp.asarray(batch.image_mask).any(-1)
-    return adapter_loss(definition.bind(params), latents, jnp.asarray(batch.actions), there[:, :-1] & there[:, 1:])
+    loss = inverse_loss if config.posttrain.method == "pixels" else adapter_loss
+    return loss(definition.bind(params), latents, jnp.asarray(batch.actions), there[:, :-1] & there[:, 1:])
 
 
 def heldout_sequences(config: ConfigDict, work: Work) -> dict[str, float]:
@@ -228,7 +248,7 @@ def heldout_sequences(config: ConfigDict, work: Work) -> dict[str, float]:
     size = config.posttrain.adapters.batch_size
     count = config.train.validation_windows // size * size
     batch = work.data.validation_windows(count, config.seed, 0)
-    loss = jax.jit(lambda params, frozen, batch: sequence_loss(work.adapters, params, frozen, batch)[1])
+    loss = jax.jit(lambda params, frozen, batch: _sequence_loss(config, work.adapters, params, frozen, batch)[1])
     frozen = Tokenizers(work.world.params.tokenizer)
     parts = [jax.tree.map(lambda x, i=i: x[i : i + size], batch) for i in range(0, count, size)]
     found = [loss(work.adapter_params, frozen, part) for part in parts]
@@ -243,7 +263,7 @@ def imagine_starts(
     told: tuple[int, ...] | None,
     windows: int,
     directory: Path,
-) -> UInt8[np.ndarray, "K I V H W 3"]:
+) -> Imagined:
     """What the world model expects from each start; kept in the run."""
     numbers, data = config.posttrain, world.meta["config"]["data"]
     asked = [numbers.world or config.init, world.step, numbers.trajectories, numbers.seed, told, windows, task.name]
@@ -252,7 +272,7 @@ def imagine_starts(
     if path.exists():
         with np.load(path, allow_pickle=False) as saved:
             if str(saved["key"]) == key:
-                return saved["pictures"]
+                return Imagined(saved["pictures"], saved["instruction"])
     episodes = episodes_of(task, EvaluationConfig(episodes=numbers.trajectories, seed=numbers.seed))
     said = skill_text(task.name) if told is not None else (env.instructions,)
     words = sorted({text for skill in said for text in skill})
@@ -279,29 +299,32 @@ def imagine_starts(
             embodiment=jnp.full(len(images), task.embodiment),
         )
         future = imagine(world.params, seen, texts, jax.random.fold_in(jax.random.key(numbers.seed), number))
-        found.append(np.concatenate([np.asarray(images)[:, None], np.asarray(future)], 1))
-    pictures = np.concatenate(found)
+        pictures = np.concatenate([np.asarray(images)[:, None], np.asarray(future)], 1)
+        found.append(Imagined(pictures, np.asarray(instruction)))
+    imagined = Imagined(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
     directory.mkdir(parents=True, exist_ok=True)
-    np.savez(path, pictures=pictures, key=np.array(key))
-    return pictures
+    np.savez(path, **imagined._asdict(), key=np.array(key))
+    return imagined
 
 
-def video_vectors(work: Work, batch_size: int) -> Float[np.ndarray, "K T D"]:
-    """The video adapter's vectors of all that was imagined."""
+def _of_imagined(work: Work, batch_size: int, read: Callable[[Adapters, Array], Array]) -> Float[np.ndarray, "K ..."]:
+    """What ``read`` makes of the adapters and the world model's latents of all that was imagined."""
 
-    def read(tokenizer: Any, params: Params, images: jax.Array):
-        return work.adapters.bind(params).of_video(tokenizer.encode(images))
+    def run(tokenizer: Any, params: Params, images: jax.Array):
+        return read(work.adapters.bind(params), tokenizer.encode(images))
 
-    run, pictures = jax.jit(read), work.pictures
+    jitted, pictures = jax.jit(run), work.imagined.pictures
     parts = [pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size)]
-    return np.concatenate([np.asarray(run(work.world.params.tokenizer, work.adapter_params, part)) for part in parts])
+    tokenizer = work.world.params.tokenizer
+    return np.concatenate([np.asarray(jitted(tokenizer, work.adapter_params, part)) for part in parts])
 
 
 def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None:
-    """Stage 2."""
+    """Stage 2: the policy acts beside what was imagined."""
     numbers, base = config.posttrain, work.base
     episodes = episodes_of(work.task, EvaluationConfig(episodes=numbers.trajectories, seed=numbers.seed))
-    keys, video = np.asarray(jax.random.key_data(episodes.keys)), video_vectors(work, numbers.batch_size)
+    keys = np.asarray(jax.random.key_data(episodes.keys))
+    video = _of_imagined(work, numbers.batch_size, lambda adapters, latents: adapters.of_video(latents))
     looks = jax.tree.map(np.asarray, episodes.looks)
 
     def batches() -> grain.DatasetIterator:
@@ -313,12 +336,6 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None
 
         return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0)).batch(numbers.batch_size, batch_fn=take))
 
-    posttrain = {
-        **{name: to_plain(numbers[name]) for name in ("method", "world", "skills", "trajectories", "seed")},
-        "base": config.init,
-        "windows": [work.windows, work.chunk],
-        "adapters": hashlib.sha256(video.tobytes()).hexdigest(),
-    }
     learner, definition, identity = _learner(config, work)
     frozen = Frozen(
         base=base.params,
@@ -340,7 +357,7 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None
         name="post-training",
         trainer=trainer,
         batch_size=numbers.batch_size,
-        identity={**identity, "posttrain": posttrain},
+        identity={**identity, "posttrain": _described(config, video)},
         frozen=jax.device_put(frozen, replicated(mesh)),
         tokenizer=tokenizer if numbers.method == "lora" and tokenizer.saved else None,
         source=open_run(Path(config.init)) if numbers.method == "lora" else None,
@@ -348,6 +365,73 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None
         score=_score(config, work, learner, frozen, mesh) if config.train.score.every else None,
     )
     run_job(config, work.data, directory, job)
+
+
+def _described(config: ConfigDict, targets: np.ndarray) -> dict[str, Any]:
+    """What decides a post-training, beside its optimizer."""
+    fields = ("method", "world", "skills", "trajectories", "seed")
+    told = {name: to_plain(config.posttrain[name]) for name in fields}
+    return {**told, "base": config.init, "targets": hashlib.sha256(targets.tobytes()).hexdigest()}
+
+
+def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None:
+    """The comparator: all of the policy learns from imagined videos with guessed actions, as from demonstrations.
+
+    Raises:
+      ConfigError: the policy sees more frames than two, or frames that its tokenizer merges in time.
+    """
+    numbers, base = config.posttrain, work.base
+    told, tokenizer = base.meta["identity"]["interface"], base.params.tokenizer
+    if told["frame_steps"] != [0, work.chunk] or tokenizer.config.temporal:
+        raise ConfigError(
+            f"config.posttrain.method='pixels' is for policies whose frames are at steps (0, {work.chunk}), by "
+            f"themselves; {config.init} has {told['frame_steps']}"
+        )
+    actions = _of_imagined(work, numbers.batch_size, lambda adapters, x: adapters.decode(adapters.of_video(x)))
+    encode = jax.jit(lambda tokenizer, images: tokenizer.start(images)[0])
+    latents = [np.asarray(encode(tokenizer, images)) for images in np.swapaxes(work.imagined.pictures, 0, 1)]
+    text = work.task.text
+    episodes = PseudoDemonstrations(
+        latents=np.stack(latents, 1),
+        actions=np.asarray(work.data.codec.decode(actions)),
+        text=jax.tree.map(lambda x: np.asarray(x)[work.imagined.instruction], text),
+        embodiment=work.task.embodiment,
+        proprio_size=told["proprio_size"],
+    )
+
+    def batches() -> grain.DatasetIterator:
+        order = grain.MapDataset.range(len(episodes)).shuffle(config.seed).repeat()
+        options = grain.ReadOptions(num_threads=0)
+        return iter(
+            order.to_iter_dataset(options).batch(
+                config.train.batch_size,
+                batch_fn=lambda rows: episodes.batch(rows, base.policy.codec, told["action_horizon"]),
+            )
+        )
+
+    definition = base.policy.definition
+    job = Job(
+        name="post-training",
+        trainer=Trainer(
+            definition=definition,
+            loss=wam_loss(definition),
+            config=OptimizerConfig(**numbers.optimizer),
+            mesh=mesh,
+            seed=config.seed,
+        ),
+        batch_size=config.train.batch_size,
+        identity={**_of_base(work), "posttrain": _described(config, actions)},
+        tokenizer=tokenizer if tokenizer.saved else None,
+        source=open_run(Path(config.init)),
+        batches=batches,
+    )
+    run_job(config, work.data, directory, job)
+
+
+def _of_base(work: Work) -> dict[str, Any]:
+    """What of the base's identity is that of the same model with other parameters."""
+    names = ("model", "interface", "tokenizer", "codec", "proprio")
+    return {name: work.base.meta["identity"][name] for name in names}
 
 
 def _learner(config: ConfigDict, work: Work) -> tuple[Learner, Definition, dict[str, Any]]:
@@ -365,9 +449,7 @@ def _learner(config: ConfigDict, work: Work) -> tuple[Learner, Definition, dict[
         return ResidualLearner(corrected), residual, {"correction": told}
     lora = to_plain(config.train.lora)
     definition = with_lora(base.policy.definition, Lora(**lora))
-    identity = {
-        name: base.meta["identity"][name] for name in ("model", "interface", "tokenizer", "codec", "proprio")
-    } | {"init": config.init, "lora": lora, "trainable": [FACTORS]}
+    identity = {**_of_base(work), "init": config.init, "lora": lora, "trainable": [FACTORS]}
     return WholeLearner(dataclasses.replace(base.policy, definition=definition), codec), definition, identity
 
 

@@ -1,8 +1,9 @@
-"""The world model: video and words, no robot. All demonstrations' video teaches it; nobody's actions are needed.
+"""The world model: video and words, no robot.
 
-    wam train --config configs/world2act/world.py --config.tokenizer.init=runs/quickstart --workdir runs/world2act/world
+wam train --config configs/world2act/world.py --workdir runs/world2act/world
 
-UniPi's video stream (its inverse dynamics learns beside it, and is not used). `wam imagine` says how far it drifts.
+UniPi's video stream learns from all episodes, its inverse dynamics (which is not used) from those with actions. `wam
+imagine runs/world2act/world --task pick_lift` says how far it drifts.
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +13,7 @@ from configs.world2act import common
 
 def get_config() -> ConfigDict:
     config = common.get_config()
+    config.data.unlabelled = "train[100:]"
     config.model = ConfigDict({"name": "unipi", "size": "debug", "options": ConfigDict({})})
     config.train.optimizer.steps = 1500
     return config

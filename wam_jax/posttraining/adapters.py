@@ -180,15 +180,36 @@ def adapter_loss(
     config = adapters.config
     video, action = adapters.of_video(latents, mask), adapters.of_actions(actions)
     similarity = SIMILARITIES[config.similarity](video, action, mask, mask)
-    squared = jnp.square(adapters.decode(action) - actions)
-    there = jnp.ones(video.shape[:2], bool) if mask is None else mask
-    reconstruction = masked_mean(squared, jnp.repeat(there, adapters.chunk, 1)[..., None])
+    reconstruction = _error(adapters, action, actions, mask)
     contrastive = info_nce(similarity, config.temperature)
     return reconstruction + contrastive, {
         "reconstruction": reconstruction,
         "contrastive": contrastive,
         **paired(similarity),
     }
+
+
+def inverse_loss(
+    adapters: Adapters,
+    latents: Float[Array, "N T+1 ..."],
+    actions: Float[Array, "N T*M A"],
+    mask: Bool[Array, "N T"] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Inverse dynamics with the same networks: the error of actions that are decoded from the video's vectors.
+
+    Arguments as of ``adapter_loss``; what is compared with it (see ``pseudo_actions.py``) learns this instead.
+    """
+    error = _error(adapters, adapters.of_video(latents, mask), actions, mask)
+    return error, {"reconstruction": error}
+
+
+def _error(
+    adapters: Adapters, vectors: Float[Array, "N T D"], actions: Float[Array, "N T*M A"], mask: Array | None
+) -> Float[Array, ""]:
+    """Mean squared error of the actions that vectors are decoded to, over the chunks that are there."""
+    there = jnp.ones(vectors.shape[:2], bool) if mask is None else mask
+    squared = jnp.square(adapters.decode(vectors) - actions)
+    return masked_mean(squared, jnp.repeat(there, adapters.chunk, 1)[..., None])
 
 
 def paired(similarity: Float[Array, "N N"]) -> dict[str, Float[Array, ""]]:
