@@ -104,7 +104,7 @@ def test_only_the_residual_gets_a_gradient(fast_wam):
     learner, still = ResidualLearner(policy), moving(params)
 
     def loss(params: CorrectedParams):
-        actions, _, note = learner.act(jax.lax.stop_gradient(params), None, seen, jax.random.key(3))
+        *_, note = learner.act(jax.lax.stop_gradient(params), None, seen, jax.random.key(3))
         return jnp.sum(learner.wanted(params, jax.tree.map(lambda x: x[None], seen), note[None]) ** 2)
 
     gradients = jax.jit(jax.grad(loss, allow_int=True))(still)

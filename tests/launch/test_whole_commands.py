@@ -1,0 +1,74 @@
+"""Commands from end to end on one tiny run: nothing is learned, everything is written."""
+
+import json
+import pathlib
+
+import pytest
+
+from launch.cli import main
+from launch.world2act import METHODS
+
+pytestmark = pytest.mark.slow
+
+# Everything cut short: nothing is learned.
+SHORT = (
+    "--config.demos.tasks=('reach',)", "--config.demos.validation_episodes=8",
+    "--config.tokenizer.optimizer.steps=20", "--config.train.optimizer.steps=10", "--config.train.batch_size=16",
+    "--config.train.validation_windows=16", "--config.data.split=train",
+)  # fmt: skip
+STAGES = (
+    "--config.posttrain.world=", "--config.posttrain.trajectories=8", "--config.posttrain.batch_size=4",
+    "--config.posttrain.windows=(2,)", "--config.posttrain.adapters.batch_size=8",
+    "--config.posttrain.adapters.optimizer.steps=10", "--config.posttrain.optimizer.steps=4",
+    "--config.train.lora.rank=2", "--config.train.score.every=4", "--config.train.score.episodes=4",
+    "--config.evaluation.episodes=8", "--config.evaluation.batch_size=8",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("world2act")
+    data = f"--config.demos.directory={folder / 'data'}"
+    arguments = ["--config", "configs/world2act/base.py", "--config.tokenizer.init=", "--config.demos.episodes=(24,)"]
+    assert main(["train", *arguments, *SHORT, data, "--workdir", str(folder / "base")]) == 0
+    return folder / "base"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_both_stages_and_a_policy_that_acts(base, tmp_path, method):
+    arguments = ["--config", "configs/world2act/posttrain.py", f"--config.init={base}", "--config.demos.episodes=(24,)"]
+    data = [f"--config.demos.directory={base.parent / 'data'}", f"--config.posttrain.method={method}"]
+    whole = ["posttrain", *arguments, *SHORT, *STAGES, *data, "--workdir", str(tmp_path / "run")]
+    assert main(whole) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert {name: found["n"] for name, found in summary["success"].items()} == {"before": 8, "after": 8}
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 4
+    assert main(whole) == 0  # all of it is found
+    out = ["--out", str(tmp_path / "evaluation"), "--config.evaluation.episodes=8", "--config.evaluation.batch_size=8"]
+    assert main(["evaluate", str(tmp_path / "run"), *out, "--config.evaluation.films=1"]) == 0
+    found = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
+    assert found["step"] == 4
+
+
+def test_what_actions_look_at_and_changed_conditions(base, tmp_path):
+    numbers = {"episodes": 4, "batch_size": 4, "robustness_episodes": 2, "grounding_scenes": 8, "films": 1}
+    fields = [f"--config.evaluation.{name}={value}" for name, value in numbers.items()]
+    arguments = ["evaluate", str(base), "--grounding", "--robustness", "--out", str(tmp_path)]
+    assert main([*arguments, *fields]) == 0
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found.keys() >= {"tasks", "grounding", "robustness"}
+    assert set(found["robustness"]["reach"]["axes"]) >= {"camera", "light", "wording"}
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_imagination_is_compared_with_the_simulator_and_hears_other_words(base, tmp_path):
+    few = ["--episodes", "2", "--films", "1", "--windows", "2"]
+    assert main(["imagine", str(base), "--task", "reach", *few, "--out", str(tmp_path / "drift")]) == 0
+    drift = json.loads((tmp_path / "drift" / "summary.json").read_text())["drift"]
+    assert set(drift) == {"by skills", "nothing moves", "what happened, tokenised"}
+    assert all(len(values) == 2 for metrics in drift.values() for values in metrics.values())
+    said = ["--say", "reach the red sphere", "reach the blue sphere"]
+    assert main(["imagine", str(base), "--task", "reach", *few, *said, "--out", str(tmp_path / "said")]) == 0
+    assert json.loads((tmp_path / "said" / "summary.json").read_text())["windows"] == {"said": 4}
