@@ -208,6 +208,21 @@ def test_an_imagined_state_is_seen(tiny, batch):
     assert np.abs(one - other).max() > 1e-4  # the noise of the state is all that differs
 
 
+def test_a_camera_that_is_absent_is_absent_from_what_is_imagined(tiny, batch):
+    """Actions that are read off imagined frames know nothing of it: not even what was guessed for it."""
+    model, frame = bound(tiny, "unipi"), jnp.asarray(batch.latents[:, :1])
+    cameras = jnp.zeros((len(batch.actions), 2), bool).at[:, 0].set(True)
+
+    def act(latents, cameras=None):
+        known = present(model, latents, jnp.asarray(batch.proprio[:, 0]), batch, cameras)
+        return sample(model, known, jax.random.key(0), want=("action",))["action"]
+
+    other = frame.at[:, :, 1].add(5.0)
+    np.testing.assert_array_equal(act(frame, cameras), act(other, cameras))
+    np.testing.assert_allclose(act(frame, jnp.ones_like(cameras)), act(frame), atol=1e-6)
+    assert np.abs(act(frame, cameras) - act(frame)).max() > 1e-4
+
+
 def test_a_given_future_of_the_wrong_length_is_refused(tiny, batch):
     model = bound(tiny, "uwm", registers=2)
     with pytest.raises(ValueError, match=r"uwm: given 'action' has shape \(3, 4\), the future has \(4, 4\)"):

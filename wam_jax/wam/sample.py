@@ -198,7 +198,11 @@ class _Sampler:
             if name in self.known.values:
                 whole = whole.at[:, :1].set(self.known.values[name][:, :1])
             data = whole.at[:, step : step * data.shape[1] + 1 : step].set(data)
-        self.known = dataclasses.replace(self.known, values={**self.known.values, name: data})
+        present = dict(self.known.present)
+        if name in present:  # a camera that is absent now is so in what is imagined
+            frames = jnp.minimum(jnp.arange(data.shape[1]), present[name].shape[1] - 1)
+            present[name] = present[name][:, frames]
+        self.known = dataclasses.replace(self.known, values={**self.known.values, name: data}, present=present)
 
     def _extend(self, context: Context, known: Known, groups: Iterable[Group]) -> Context:
         new = [g for g in groups if g not in context.cache.groups]
