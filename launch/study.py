@@ -3,9 +3,9 @@
     wam study configs/studies/finetune.py --config.base.init=runs/quickstart
 
 A study's config has ``base`` (an experiment), ``arms`` (name -> fields of the base that differ), ``seeds``, and
-``compare`` (pairs of arms). An arm's ``before`` holds fields of a training that comes first, from which it then starts;
-arms with the same one share it. An arm with ``posttrain.method`` is post-trained (`wam posttrain`) instead; "base" is
-what the others of these start from.
+``compare`` (pairs of arms). An arm's ``before`` holds fields of the base for a training that comes first, from which
+it starts; arms with the same one share it. An arm with ``posttrain.method`` is post-trained (`wam posttrain`)
+instead; "base" is what the others of these start from.
 With ``robustness``, success is also judged under changed conditions, by axis; with ``grounding``, what actions look at
 and depend on is measured.
 What arms share (demonstrations, tokenizer, latents) is made once. Every finished run is kept; a killed study goes on
@@ -115,10 +115,10 @@ def arm_config(study: ConfigDict, name: str) -> ConfigDict:
 
 
 def before_config(study: ConfigDict, name: str) -> ConfigDict | None:
-    """What an arm is trained on first: its config with the fields of its ``before``; None where it has none."""
+    """What an arm is trained on first: the base with the fields of its ``before``; None where it has none."""
     if "before" not in study.arms[name]:
         return None
-    config = arm_config(study, name)
+    config = study.base.copy_and_resolve_references()
     config.posttrain.method = ""
     for field, value in study.arms[name]["before"].items():
         set_field(config, field, value)

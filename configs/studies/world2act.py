@@ -1,0 +1,48 @@
+"""Does a policy get better by what a world model imagines, without rewards or labels?
+
+    wam train --config configs/world2act/world.py --workdir runs/world2act/world
+    wam study configs/studies/world2act.py
+
+World2Act (arXiv 2603.10422) finds a residual that is trained on latents better than the policy it starts from, than
+LoRA on the same loss, and than imitating the same videos with guessed actions. All arms of a seed start from the same
+base policy and meet the same imagined videos; "demonstrations" has twice the labelled ones instead.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.world2act import base, posttrain
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.base = posttrain.get_config()
+    config.base.init = ""  # each seed's own base, below
+    config.base.tokenizer.init = config.base.posttrain.world
+    config.base.evaluation.films = 0
+    config.base.evaluation.seed = 3000  # not that on which anything was tuned
+    config.seeds = (0, 1, 2)
+    first = base.get_config()
+    before = {
+        "train.optimizer.steps": first.train.optimizer.steps,
+        "data.split": first.data.split,
+    }
+    config.arms = ConfigDict(
+        {
+            "base": {"before": before, "posttrain.method": "base"},
+            "residual": {"before": before},
+            "pooled": {"before": before, "posttrain.adapters.options.similarity": "pooled"},
+            "few": {"before": before, "posttrain.trajectories": 64},
+            "lora": {"before": before, "posttrain.method": "lora", "train.lora.rank": 16},
+            "pixels": {"before": before, "posttrain.method": "pixels"},
+            "demonstrations": {
+                "before": before,
+                "posttrain.method": "",
+                "data.split": "train[:800]",
+                "train.optimizer.steps": 300,
+            },
+        },
+        allow_dotted_keys=True,
+    )
+    others = ("base", "pooled", "few", "lora", "pixels", "demonstrations")
+    config.compare = (*(("residual", other) for other in others), ("pixels", "base"), ("lora", "base"))
+    return config
