@@ -11,5 +11,5 @@ from configs.world2act import common
 def get_config() -> ConfigDict:
     config = common.get_config()
     config.tokenizer.init = "runs/world2act/world"
-    config.train.optimizer.steps = 600
+    config.train.optimizer.steps = 1200
     return config

@@ -1,6 +1,6 @@
 """What base policy, world model and post-training share: one task, in which the named cube is to be lifted.
 
-All 1,024 episodes are there to be watched; the actions of the first 100 may be looked at.
+All 1,024 episodes are there to be watched; the actions of the first 400 may be looked at.
 """
 
 from ml_collections import ConfigDict
@@ -13,6 +13,6 @@ def get_config() -> ConfigDict:
     config.demos.tasks = ("pick_lift",)
     config.demos.episodes = (1024,)
     config.demos.directory = "runs/world2act/data"
-    config.data.split = "train[:100]"
+    config.data.split = "train[:400]"
     config.evaluation.execute = 8  # as far as imagined frames are apart
     return config

@@ -13,7 +13,7 @@ from configs.world2act import common
 
 def get_config() -> ConfigDict:
     config = common.get_config()
-    config.data.unlabelled = "train[100:]"
+    config.data.unlabelled = "train[400:]"
     config.model = ConfigDict({"name": "unipi", "size": "debug", "options": ConfigDict({})})
     config.train.optimizer.steps = 1500
     return config
