@@ -128,7 +128,7 @@ def get_config() -> ConfigDict:
     # A frozen policy (config.init) improved by what a world model imagines: see `wam posttrain` (World2Act).
     config.posttrain = ConfigDict(
         {
-            "method": "",  # residual | lora; empty: none
+            "method": "",  # residual | lora | pixels; empty: none
             "world": "",  # run of the world model; empty: config.init's own video
             "skills": False,  # tell the world model each skill in its own words, as one trained on skills needs
             "windows": (),  # of the world model, for each skill; empty: as long as the expert takes, in the median
@@ -142,7 +142,7 @@ def get_config() -> ConfigDict:
     config.posttrain.adapters.options = ConfigDict({})
     config.posttrain.adapters.optimizer = ConfigDict({"steps": 3000, "learning_rate": 1e-3, "warmup": 100, "ema": 0.99})
     # Stage 2: sizes are those of posttraining/residual.py; config.train.lora those of LoRA.
-    config.posttrain.residual = ConfigDict({})
+    config.posttrain.residual = ConfigDict({"options": {}})
     config.posttrain.optimizer = ConfigDict({"steps": 300, "learning_rate": 1e-3, "warmup": 30, "ema": 0.9})
 
     config.train = ConfigDict()

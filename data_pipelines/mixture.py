@@ -55,18 +55,19 @@ def window_order(
 def contrasting_order(
     instruction: Int[np.ndarray, "W"], episode: Int[np.ndarray, "W"], batch_size: int, share: float, seed: int
 ) -> grain.MapDataset[int]:
-    """An endless dataset of window numbers: in every batch, a share has one instruction, in as many episodes.
+    """An endless dataset of window numbers: every batch has windows of different episodes, a share one instruction.
 
-    The rest is drawn from all windows alike. A pure function of (seed, position).
+    Two windows of one episode would be negatives of each other that are alike. A pure function of (seed, position).
 
     Args:
       instruction, episode: of each window.
-      batch_size: windows of a batch.
+      batch_size: windows of a batch; where there are fewer episodes, some are met again.
       share: of them; where too few episodes have the instruction, as many as there are.
       seed: of the draws.
     """
     hard = round(share * batch_size)
-    windows = {number: np.flatnonzero(episode == number) for number in np.unique(episode)}
+    episodes = np.unique(episode)
+    windows = {number: np.flatnonzero(episode == number) for number in episodes}
     told = {number: int(instruction[own[0]]) for number, own in windows.items()}
     same = {text: np.array([number for number, own in told.items() if own == text]) for text in set(told.values())}
 
@@ -74,8 +75,9 @@ def contrasting_order(
     def batch(number: int) -> Int[np.ndarray, "B"]:
         rng = np.random.default_rng([seed, number])
         group = same[int(instruction[rng.integers(len(instruction))])]
-        alike = [int(rng.choice(windows[e])) for e in rng.permutation(group)[:hard]]
-        others = rng.integers(len(instruction), size=batch_size - len(alike))
-        return rng.permutation(np.concatenate([np.array(alike, np.int64), others]))
+        alike = rng.permutation(group)[:hard]
+        others = rng.permutation(np.setdiff1d(episodes, alike))[: batch_size - len(alike)]
+        again = rng.choice(episodes, batch_size - len(alike) - len(others))
+        return np.array([rng.choice(windows[e]) for e in rng.permutation(np.concatenate([alike, others, again]))])
 
     return grain.MapDataset.range(2**40).map(lambda i: int(batch(int(i) // batch_size)[int(i) % batch_size]))

@@ -10,6 +10,7 @@ there is nothing to compare with.
 """
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from data_pipelines.windows import WindowSpec
@@ -32,12 +33,12 @@ from wam_jax.evaluation.report import Report, write_summary
 from wam_jax.evaluation.scene_probe import position_reader
 from wam_jax.evaluation.scenes import draw_scenes, left_to_right
 from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, task_env
-from wam_jax.policy import imagining_mode
+from wam_jax.policy import Policy, imagining_mode
 from wam_jax.posttraining.imagination import drift, imagine_windows, skill_of_windows
 from wam_jax.sim.physics import SECONDS_PER_ACTION
 from wam_jax.sim.rollout import Trace, draw, rollout, scripted_actor
 from wam_jax.sim.tabletop import Tabletop
-from wam_jax.sim.tasks import TASK_NAMES, skill_text
+from wam_jax.sim.tasks import TASK_NAMES, Outcome, skill_text
 from wam_jax.training.restore import Trained, load_trained
 from wam_jax.types import Observation, Text
 
@@ -73,7 +74,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     seen = _see(scene, windows=len(next(iter(plan.values()))))
     out = args.out or args.checkpoint / "imagined"
     report = Report(f"Imagined: {args.task}", subtitle=f"step {trained.step}")
-    imagined = {name: _imagine(trained, scene, seen.start, words, config.seed) for name, words in plan.items()}
+    key, start, proprio = jax.random.key(config.seed), seen.start[:, 0], scene.trace.proprio[0]
+    imagined = {
+        name: imagine(trained, start, proprio, scene.task.embodiment, words, key) for name, words in plan.items()
+    }
     summary: dict[str, object] = {"windows": {name: len(words) for name, words in plan.items()}}
     if not args.say:
         summary["drift"] = _add_drift(report, config, trained, scene.task, seen, imagined)
@@ -93,7 +97,6 @@ class _Scene(NamedTuple):
       ahead: control steps from a window's start to each of its pictures.
       instructions: of each episode.
       skills: of each episode, in its words.
-      text_encoder, text_tokens: of the model.
     """
 
     task: TaskText
@@ -103,8 +106,6 @@ class _Scene(NamedTuple):
     ahead: tuple[int, ...]
     instructions: tuple[str, ...]
     skills: tuple[tuple[str, ...], ...]
-    text_encoder: str
-    text_tokens: int
 
 
 def _happen(config: ConfigDict, trained: Trained, task: str, episodes: int) -> _Scene:
@@ -128,8 +129,6 @@ def _happen(config: ConfigDict, trained: Trained, task: str, episodes: int) -> _
         ahead,
         tuple(env.instructions[number] for number in numbers),
         tuple(tuple(skill[number] for skill in words) for number in numbers),
-        told["data"]["text_encoder"],
-        told["data"]["text_tokens"],
     )
 
 
@@ -166,33 +165,50 @@ def _plan(args: argparse.Namespace, scene: _Scene) -> dict[str, list[tuple[str, 
     number = len(scene.skills[0])
     if args.windows is not None:
         order = np.repeat(np.arange(number), args.windows)[:, None].repeat(count, 1)
-    elif skill_text(args.task):
-        order = skill_of_windows(np.asarray(scene.trace.outcome.skills), number, scene.lead)
-    else:  # one skill, done as soon as the instruction holds
-        held = np.maximum.accumulate(np.asarray(scene.trace.outcome.success), 0)
-        order = skill_of_windows(held.astype(int), number, scene.lead)
+    else:
+        order = skills_of_expert(scene.trace.outcome, args.task, scene.lead)
     plan = {"by skills": [tuple(own[skill] for own, skill in zip(scene.skills, row, strict=True)) for row in order]}
     if number > 1:
         plan["whole instruction"] = [scene.instructions for _ in order]
     return plan
 
 
-def _imagine(
-    trained: Trained, scene: _Scene, start: UInt8[np.ndarray, "N 1 V H W 3"], plan: Sequence[tuple[str, ...]], seed: int
+def skills_of_expert(outcome: Outcome, task: str, lead: int) -> Int[np.ndarray, "W N"]:
+    """Which skill of a task the expert is at when each window of ``lead`` control steps begins.
+
+    Where the task is one skill, it is done as soon as the instruction holds.
+    """
+    skills = len(skill_text(task))
+    done = np.asarray(outcome.skills) if skills else np.maximum.accumulate(np.asarray(outcome.success), 0).astype(int)
+    return skill_of_windows(done, max(skills, 1), lead)
+
+
+def imagine(
+    trained: Trained,
+    images: UInt8[np.ndarray, "N V H W 3"],
+    proprio: Float[Array, "N P"],
+    embodiment: int,
+    plan: Sequence[tuple[str, ...]],
+    key: jax.Array,
 ) -> UInt8[np.ndarray, "N F V H W 3"]:
+    """What a model expects from here on, window after window; ``plan`` is what it is told in each, start by start."""
+    data = trained.meta["config"]["data"]
     words = sorted({text for window in plan for text in window})
-    table = encode_text(words, scene.text_encoder, scene.text_tokens)
+    table = encode_text(words, data["text_encoder"], data["text_tokens"])
     rows = np.array([[words.index(text) for text in window] for window in plan])
     texts = Text(features=jnp.asarray(table.features[rows]), mask=jnp.asarray(table.mask[rows]))
     observation = Observation(
-        images=jnp.asarray(start),
-        proprio=scene.trace.proprio[0],
+        images=jnp.asarray(images)[:, None],
+        proprio=proprio,
         text=jax.tree.map(lambda x: x[0], texts),
-        embodiment=jnp.full(len(start), scene.task.embodiment),
+        embodiment=jnp.full(len(images), embodiment),
     )
-    policy = trained.policy
-    run = jax.jit(lambda params, observation, texts, key: imagine_windows(policy, params, observation, texts, key))
-    return np.asarray(run(trained.params, observation, texts, jax.random.key(seed)))
+    return np.asarray(_imagining(trained.policy)(trained.params, observation, texts, key))
+
+
+@functools.cache  # compiled once a model
+def _imagining(policy: Policy) -> Callable[..., Array]:
+    return jax.jit(functools.partial(imagine_windows, policy))
 
 
 def _add_drift(

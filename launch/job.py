@@ -28,7 +28,7 @@ from wam_jax.training.trainer import Trainer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What differs between training the tokenizer and training the model.
+    """What differs between trainings.
 
     Attributes:
       name: beside the progress bar.
@@ -88,7 +88,8 @@ def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainS
         "accumulate": trainer.accumulate,
         "frozen_dtype": trainer.frozen_dtype,
         "batch_size": job.batch_size,
-        "data": _data_identity(config, data),
+        "data": _data_identity(data),
+        **({"alike": job.alike} if job.alike else {}),
         "seed": config.seed,
     }
     meta = {"identity": identity, "config": to_plain(config), "statistics": data.statistics.to_dict()}
@@ -159,9 +160,9 @@ def _start(directory: Path, job: Job) -> tuple[TrainState, Params]:
     return state, rest
 
 
-def _data_identity(config: ConfigDict, data: Data) -> dict[str, Any]:
+def _data_identity(data: Data) -> dict[str, Any]:
     """What decides which batches come in which order."""
-    fields = to_plain(config.data)
+    fields = to_plain(data.config)
     for name in ("datasets", "threads", "validation_split"):
         fields.pop(name)
     return {**fields, "fingerprints": [store.fingerprint for store in data.train]}

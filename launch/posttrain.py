@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 from launch import devices
 from launch.config import load_config, to_plain
 from launch.demos import demo_datasets
-from launch.world2act import Work, check_posttrain, heldout_sequences, posttrain
+from launch.improve import imitate, improve
+from launch.world2act import Work, check_posttrain, heldout_sequences, prepare
 from wam_jax import console
 from wam_jax.evaluation import media
 from wam_jax.evaluation.report import Report, write_summary
@@ -54,6 +55,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     summary = _report(report, config, work, mesh, args.workdir)
     write_summary(args.workdir, summary)
     console.log(f"wrote {report.write(args.workdir)}")
+
+
+def posttrain(config: ConfigDict, mesh: Mesh, directory: Path, shared: Path | None = None) -> Work:
+    """Both stages, each from where it was; arguments as of ``prepare``."""
+    work = prepare(config, mesh, directory, shared)
+    (imitate if config.posttrain.method == "pixels" else improve)(config, work, mesh, directory)
+    return work
 
 
 def _report(report: Report, config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> dict[str, Any]:

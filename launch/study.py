@@ -32,10 +32,11 @@ from launch.data import Data, open_data
 from launch.demos import demo_datasets, object_shapes
 from launch.evaluate import described_task
 from launch.grounding import ground
+from launch.posttrain import posttrain
 from launch.start import check_start
 from launch.tokenizers import encode_dataset, find_tokenizer, with_images_for
 from launch.train import evaluate_validation, find_tokenizers, lpips_if_here, train_model
-from launch.world2act import check_posttrain, heldout_sequences, posttrain
+from launch.world2act import check_posttrain, heldout_sequences
 from wam_jax import console
 from wam_jax.evaluation import media
 from wam_jax.evaluation.grounding import mean_grounding
@@ -70,8 +71,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     arms = {name: arm_config(study, name) for name in study.arms}
     _check_pairs(study)
     workdir = args.workdir or Path("runs/studies") / Path(args.config).stem
-    for arm in arms.values():
+    for name, arm in arms.items():
         check_start(arm, workdir)
+        if arm.posttrain.method not in ("", BASE):
+            check_posttrain(arm, starts="before" in study.arms[name])
     mesh = devices.start(study.base)
     shared: dict[str, _Shared] = {}
     measure = _Measure(bool(study.get("robustness", False)), bool(study.get("grounding", False)))
@@ -235,14 +238,14 @@ def _posttrain(
     """A post-trained policy, and how alike its last episodes of training and what was imagined for them are."""
     if config.posttrain.method == BASE:
         return load_trained(Path(config.init), mesh), {}
-    check_posttrain(config)
     if not config.data.datasets:
         prepared = config.copy_and_resolve_references()
         prepared.seed = data_seed
         config.data.datasets = demo_datasets(prepared, workdir / "shared")
-    work = posttrain(config, mesh, directory)
-    last = read_metrics(directory / "metrics.jsonl")[-1]
-    online = {f"online_{name}": last[name] for name in ("similarity", "similarity_of_others", "retrieval")}
+    work = posttrain(config, mesh, directory, workdir / "shared")
+    names = ("similarity", "similarity_of_others", "retrieval")
+    rows = [row for row in read_metrics(directory / "metrics.jsonl") if names[0] in row]  # none of imitation
+    online = {f"online_{name}": rows[-1][name] for name in names if rows}
     stage1 = {f"adapters_{name}": value for name, value in heldout_sequences(config, work).items()}
     return load_policy(directory, mesh), {**online, **stage1}
 

@@ -7,6 +7,7 @@ import pytest
 
 from launch.cli import main
 from launch.world2act import METHODS
+from wam_jax.training.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.slow
 
@@ -45,11 +46,18 @@ def test_both_stages_and_a_policy_that_acts(base, tmp_path, method):
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 4
+    (imagined,) = (tmp_path / "run").glob("imagined_*.npz")
+    made = [path.stat().st_mtime_ns for path in (imagined, *(tmp_path / "run").rglob("commit_success.txt"))]
     assert main(whole) == 0  # all of it is found
+    assert made == [path.stat().st_mtime_ns for path in (imagined, *(tmp_path / "run").rglob("commit_success.txt"))]
+    with pytest.raises(CheckpointError, match=r"posttrain.seed=5000, this run has 6000"):
+        main(["--debug", *whole, "--config.posttrain.seed=6000"])
     out = ["--out", str(tmp_path / "evaluation"), "--config.evaluation.episodes=8", "--config.evaluation.batch_size=8"]
     assert main(["evaluate", str(tmp_path / "run"), *out, "--config.evaluation.films=1"]) == 0
     found = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
     assert found["step"] == 4
+    best = ["evaluate", str(tmp_path / "run" / "best"), "--out", str(tmp_path / "best"), "--config.evaluation.films=0"]
+    assert main([*best, "--config.evaluation.episodes=4", "--config.evaluation.batch_size=4"]) == 0
 
 
 def test_what_actions_look_at_and_changed_conditions(base, tmp_path):

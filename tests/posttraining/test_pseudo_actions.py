@@ -14,7 +14,9 @@ def test_windows_hold_two_frames_and_the_actions_after_the_first():
     latents = np.arange(EPISODES * (FRAMES + 1), dtype=np.float32).reshape(EPISODES, FRAMES + 1, 1, 1, 1, 1)
     actions = np.arange(EPISODES * FRAMES * CHUNK * 2, dtype=np.float32).reshape(EPISODES, FRAMES * CHUNK, 2)
     text = Text(features=np.arange(3.0).reshape(3, 1, 1), mask=np.ones((3, 1), bool))
-    episodes = PseudoDemonstrations(latents=latents, actions=actions, text=text, embodiment=1, proprio_size=5)
+    episodes = PseudoDemonstrations(
+        latents=latents, actions=actions, text=text, embodiment=1, proprio=np.full((3, 5), 2.0)
+    )
     assert len(episodes) == EPISODES * FRAMES
     batch = episodes.batch([0, 3], CODEC, HORIZON)
     assert batch.latents[:, :, 0, 0, 0, 0].tolist() == [[0, 1], [4, 5]]  # episode 0 from 0 on, episode 1 from 1 on
@@ -23,6 +25,7 @@ def test_windows_hold_two_frames_and_the_actions_after_the_first():
     assert batch.actions[0].tolist() == [[0, 1], [2, 3], [6, 5]]
     assert batch.actions[1].tolist() == [[12, 13], [26, 15], [26, 15]]
     assert batch.action_mask[:, :, 0].tolist() == [[True, True, True], [True, True, False]]
-    assert not batch.proprio_mask.any()
-    assert batch.proprio.shape == (2, 2, 5)
+    # Proprioception is known at the start alone.
+    assert batch.proprio_mask[:, :, 0].tolist() == [[True, False], [False, False]]
+    assert batch.proprio[:, :, 0].tolist() == [[2, 0], [0, 0]]
     assert batch.embodiment.tolist() == [1, 1]

@@ -12,6 +12,7 @@ from wam_jax.policy import Policy, PolicyParams, PolicyState
 from wam_jax.posttraining.adapters import Adapters
 from wam_jax.posttraining.residual import ResidualPolicy
 from wam_jax.types import Observation
+from wam_jax.wam.lens import Lens
 
 
 @jax.tree_util.register_dataclass
@@ -29,7 +30,7 @@ class CorrectedPolicy(Policy):
 
     Attributes:
       adapters, residual: definitions.
-      chunks: the adapters' units of actions; its ``block`` is the length of a chunk, all of which is executed.
+      chunks: the adapters' units of actions; its ``block`` is the length of a chunk.
     """
 
     adapters: Definition[Adapters]
@@ -46,6 +47,18 @@ class CorrectedPolicy(Policy):
         """One chunk of raw robot actions for each observation."""
         base, policy_state = self.propose(params, policy_state, observation, rng)
         return self.correct(params, policy_state, base, observation)
+
+    def look(
+        self,
+        params: CorrectedParams,  # type: ignore[override]
+        observation: Observation,
+        rng: jax.Array,
+        lens: Lens,
+    ) -> tuple[Float[Array, "B M A"], Float[Array, "B S L H n"] | None]:
+        """As ``Policy.look``: the base through the lens, corrected, in the adapters' units."""
+        base, attention = super().look(params, observation, rng, lens)
+        raw = jnp.asarray(self.codec.decode(base))[:, : self.chunks.block]
+        return self.wanted(params, raw, observation), attention
 
     def propose(
         self, params: PolicyParams, policy_state: PolicyState | None, observation: Observation, rng: jax.Array

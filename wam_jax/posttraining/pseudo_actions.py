@@ -1,13 +1,15 @@
 """Imagined videos as demonstrations (DreamGen, arXiv 2505.12705): inverse dynamics reads actions off them.
 
-What post-training from latents is compared with: supervision goes through pixels and guessed actions, and the policy
-imitates both.
+What post-training from latents is compared with: supervision goes through pixels and guessed actions, which the policy
+imitates beside its demonstrations.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import grain
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -24,14 +26,14 @@ class PseudoDemonstrations:
       actions: raw, those that lead from frame to frame, guessed.
       text: features of each episode's instruction.
       embodiment: number of the robot.
-      proprio_size: numbers of proprioception, which nobody imagines: it is absent in every window.
+      proprio: normalised, of each start; later, nobody imagines it, and it is absent.
     """
 
     latents: Float[np.ndarray, "K T+1 V h w C"]
     actions: Float[np.ndarray, "K T*M A"]
     text: Text
     embodiment: int
-    proprio_size: int
+    proprio: Float[np.ndarray, "K P"]
 
     def __len__(self) -> int:
         """Windows: one from each frame but the last, of each episode."""
@@ -49,15 +51,39 @@ class PseudoDemonstrations:
         # Past the end the robot holds still, as in `data_pipelines.batches`.
         raw = np.where(there[..., None] | ~codec.cumulative, raw, 0.0)
         latents = self.latents[episode[:, None], start[:, None] + np.arange(2)]
-        blank = np.zeros((len(rows), 2, self.proprio_size), np.float32)
+        proprio = np.zeros((len(rows), 2, self.proprio.shape[1]), np.float32)
+        known = np.zeros(proprio.shape, bool)
+        known[:, 0] = (start == 0)[:, None]
+        proprio[:, 0] = np.where(known[:, 0], self.proprio[episode], 0.0)
         arrays: dict[str, Any] = {
             "latents": latents,
             "image_mask": np.ones(latents.shape[:3], bool),
             "actions": np.asarray(codec.encode(raw), np.float32),
             "action_mask": np.repeat(there[..., None], raw.shape[-1], -1),
-            "proprio": blank,
-            "proprio_mask": np.zeros(blank.shape, bool),
+            "proprio": proprio,
+            "proprio_mask": known,
             "embodiment": np.full(len(rows), self.embodiment, np.int32),
         }
         text = Text(features=self.text.features[episode], mask=self.text.mask[episode])
         return Batch(images=None, text=text, **arrays)
+
+
+class SideBySide(grain.DatasetIterator[Batch]):
+    """Batches of which the first rows come from one iterator, the rest from another (DreamGen trains on both)."""
+
+    def __init__(self, first: grain.DatasetIterator[Batch], second: grain.DatasetIterator[Batch]):
+        super().__init__()
+        self._both = first, second
+
+    def __next__(self) -> Batch:
+        first, second = map(next, self._both)
+        return jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
+
+    def get_state(self) -> dict[str, Any]:
+        """Of both."""
+        return {str(number): iterator.get_state() for number, iterator in enumerate(self._both)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Of both."""
+        for number, iterator in enumerate(self._both):
+            iterator.set_state(state[str(number)])

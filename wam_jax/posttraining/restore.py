@@ -1,6 +1,8 @@
 """A trained policy back from its directory, post-trained or not, ready to act."""
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,12 @@ def _with_tuples(saved: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
 
 
+def fingerprint(trained: Trained) -> str:
+    """Changes when a run is trained anew in another way, or longer."""
+    told = json.dumps([trained.meta["identity"], trained.step], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
 def load_params(directory: Path, definition: Definition, mesh: Mesh) -> Params:
     """What acts of a run's newest checkpoint, on every device."""
     checkpoints = Checkpoints(directory / "checkpoints")
@@ -69,11 +77,17 @@ def load_policy(directory: Path, mesh: Mesh) -> Trained:
     if not path.exists():
         raise CheckpointError(f"{directory} corrects the policy of {path}, which is not here; put it back")
     base = load_trained(path, mesh)
+    if fingerprint(base) != identity["base_fingerprint"]:
+        raise CheckpointError(f"{directory} corrects another policy than {path} now is; train it anew")
+    # The best of a run is kept within it, the adapters beside both.
+    adapters_folder = next((d / ADAPTERS for d in (directory, directory.parent) if (d / ADAPTERS).is_dir()), None)
+    if adapters_folder is None:
+        raise CheckpointError(f"{directory} has no adapters beside it; post-train it anew")
     policy, adapters, residual = define_correction(identity, base)
     params = CorrectedParams(
         model=base.params.model,
         tokenizer=base.params.tokenizer,
-        adapters=load_params(directory / ADAPTERS, adapters, mesh),
+        adapters=load_params(adapters_folder, adapters, mesh),
         residual=load_params(directory, residual, mesh),
     )
     return dataclasses.replace(base, policy=policy, params=params, step=step)

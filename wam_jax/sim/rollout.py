@@ -55,7 +55,7 @@ def wam_actor(env: Tabletop, policy: Policy, execute: int) -> Actor:
     """Renders, infers a chunk, and executes its first ``execute`` actions (receding horizon).
 
     Raises:
-      ValueError: if the policy remembers its chunks as executed, and they are longer or shorter than that.
+      ValueError: if the policy's chunks are shorter, or if it remembers them as executed and they are longer.
     """
 
     def start(params: WamParams, states: SimState) -> Any:
@@ -72,6 +72,10 @@ def wam_actor(env: Tabletop, policy: Policy, execute: int) -> Actor:
             raise ValueError(
                 f"the model predicts and remembers {chunk.shape[1]} actions at a time; "
                 f"set evaluation.execute={chunk.shape[1]} (it is {execute})"
+            )
+        if chunk.shape[1] < execute:
+            raise ValueError(
+                f"the model gives {chunk.shape[1]} actions at a time; set evaluation.execute to at most that"
             )
         return chunk[:, :execute], memory, None
 

@@ -35,6 +35,11 @@ class Run(abc.ABC):
     def __init__(self, meta: dict[str, Any], step: int):
         self.meta, self.step = meta, step
         self.identity: dict[str, Any] = meta["identity"]
+        if "correction" in self.identity:
+            base = self.identity["correction"]["base"]
+            raise CheckpointError(
+                f"this run is a residual on the policy of {base}; `wam evaluate` acts with it, all else is that one's"
+            )
 
     @property
     def codec(self) -> ActionCodec:

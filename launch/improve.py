@@ -1,0 +1,200 @@
+"""Stage 2 of World2Act: a policy made to do what was imagined; and the comparator that imitates it instead."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from launch.config import ConfigError, to_plain
+from launch.data import open_data
+from launch.job import Job, run_job
+from launch.tokenizers import encode_dataset
+from launch.world2act import Work
+from wam_jax.evaluation.success import EvaluationConfig, closed_loop_score, episodes_of
+from wam_jax.nn.lora import FACTORS, Lora, with_lora
+from wam_jax.nn.module import Definition, Params
+from wam_jax.policy import PolicyParams
+from wam_jax.posttraining.adapters import Adapters
+from wam_jax.posttraining.online import Frozen, Learner, ResidualLearner, Starts, WholeLearner, online_loss
+from wam_jax.posttraining.pseudo_actions import PseudoDemonstrations, SideBySide
+from wam_jax.posttraining.residual import ResidualConfig
+from wam_jax.posttraining.restore import define_correction, fingerprint
+from wam_jax.sharding import replicated
+from wam_jax.sim import compilation
+from wam_jax.training.losses import wam_loss
+from wam_jax.training.optimizer import OptimizerConfig
+from wam_jax.training.partition import everything, matching
+from wam_jax.training.run import open_run
+from wam_jax.training.trainer import Trainer
+
+_AT_ONCE = 32  # imagined videos that are encoded
+
+
+def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None:
+    """The policy acts from the starts of what was imagined, and learns to do the like."""
+    numbers, base = config.posttrain, work.base
+    episodes = episodes_of(work.task, EvaluationConfig(episodes=numbers.trajectories, seed=numbers.seed))
+    keys = np.asarray(jax.random.key_data(episodes.keys))
+    video = _read(work, lambda adapters, latents: adapters.of_video(latents))
+    looks = jax.tree.map(np.asarray, episodes.looks)
+
+    def take(rows: Any) -> Starts:
+        rows = np.asarray(rows)
+        return Starts(keys=keys[rows], video=video[rows], looks=jax.tree.map(lambda x: x[rows], looks))
+
+    lora = numbers.method == "lora"
+    learner, definition, identity = _learner(config, work)
+    # LoRA's trainer holds the model: here, it would be there twice.
+    params = PolicyParams(model={}, tokenizer=base.params.tokenizer) if lora else base.params
+    frozen = Frozen(
+        base=params,
+        adapters=work.adapter_params,
+        text=work.task.text,
+        embodiment=jnp.asarray(work.task.embodiment),
+    )
+    job = Job(
+        name="post-training",
+        trainer=Trainer(
+            definition=definition,
+            loss=online_loss(work.env, learner, work.adapters, work.data.codec),
+            config=OptimizerConfig(**numbers.optimizer),
+            mesh=mesh,
+            seed=config.seed,
+            jit=compilation.jit,
+            trained=matching([FACTORS]) if lora else everything,
+        ),
+        batch_size=numbers.batch_size,
+        identity={**identity, "posttrain": _described(config, work)},
+        frozen=jax.device_put(frozen, replicated(mesh)),
+        tokenizer=base.params.tokenizer if lora and base.params.tokenizer.saved else None,
+        source=open_run(Path(config.init)) if lora else None,
+        batches=lambda: _endless(numbers.trajectories, numbers.batch_size, config.seed, take),
+        score=_score(config, work, learner, frozen, mesh) if config.train.score.every else None,
+    )
+    run_job(config, work.data, directory, job)
+
+
+def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None:
+    """All of the policy learns from imagined videos with guessed actions, and as much from its demonstrations.
+
+    Raises:
+      ConfigError: the policy sees other frames than a window's first and the next, or they are not encoded ahead.
+    """
+    base = work.base
+    told, tokenizer = base.meta["identity"]["interface"], base.params.tokenizer
+    if told["frame_steps"] != [0, work.chunk] or tokenizer.config.temporal or not config.data.precompute_latents:
+        raise ConfigError(
+            f"config.posttrain.method='pixels' is for policies whose frames are at steps (0, {work.chunk}), each "
+            f"encoded by itself and ahead; {config.init} has {told['frame_steps']}"
+        )
+    if list(config.data.frame_steps) != told["frame_steps"] or config.data.action_horizon != told["action_horizon"]:
+        raise ConfigError(f"config.data.frame_steps and action_horizon are not those of {config.init}; set them so")
+    encode = jax.jit(lambda tokenizer, images: tokenizer.start(images)[0])
+    latents = [np.asarray(encode(tokenizer, images)) for images in np.swapaxes(work.imagined.pictures, 0, 1)]
+    actions = _read(work, lambda adapters, x: adapters.decode(adapters.of_video(x)))
+    guessed = PseudoDemonstrations(
+        latents=np.stack(latents, 1),
+        actions=np.asarray(work.data.codec.decode(actions)),
+        text=jax.tree.map(lambda x: np.asarray(x)[work.imagined.instruction], work.task.text),
+        embodiment=work.task.embodiment,
+        proprio=np.asarray(base.policy.proprio.normalise(work.imagined.proprio)),
+    )
+    data = dataclasses.replace(open_data(config.data), codec=base.policy.codec, proprio=base.policy.proprio)
+    own, half = encode_dataset(data, tokenizer), config.train.batch_size // 2
+
+    def batches() -> grain.DatasetIterator:
+        imagined = _endless(
+            len(guessed), half, config.seed, lambda rows: guessed.batch(rows, data.codec, told["action_horizon"])
+        )
+        return SideBySide(imagined, data.batches(config.train.batch_size - half, config.seed, own))
+
+    definition = base.policy.definition
+    learner = WholeLearner(base.policy, work.data.codec)
+    frozen = Frozen(base=base.params, adapters={}, text=work.task.text, embodiment=jnp.asarray(work.task.embodiment))
+    job = Job(
+        name="post-training",
+        trainer=Trainer(
+            definition=definition,
+            loss=wam_loss(definition),
+            config=OptimizerConfig(**config.posttrain.optimizer),
+            mesh=mesh,
+            seed=config.seed,
+        ),
+        batch_size=config.train.batch_size,
+        identity={**_of_base(work), "posttrain": _described(config, work)},
+        tokenizer=tokenizer if tokenizer.saved else None,
+        source=open_run(Path(config.init)),
+        batches=batches,
+        score=_score(config, work, learner, frozen, mesh) if config.train.score.every else None,
+    )
+    run_job(config, data, directory, job)
+
+
+def _read(work: Work, read: Callable[[Adapters, Array], Array]) -> Float[np.ndarray, "K ..."]:
+    """What ``read`` makes of the adapters and the world model's latents of all that was imagined."""
+
+    def run(tokenizer: Any, params: Params, images: jax.Array):
+        return read(work.adapters.bind(params), tokenizer.encode(images))
+
+    jitted, pictures = jax.jit(run), work.imagined.pictures
+    parts = [pictures[i : i + _AT_ONCE] for i in range(0, len(pictures), _AT_ONCE)]
+    return np.concatenate([np.asarray(jitted(work.world.params.tokenizer, work.adapter_params, x)) for x in parts])
+
+
+def _endless(count: int, batch_size: int, seed: int, take: Callable[[Any], Any]) -> grain.DatasetIterator:
+    """Batches that ``take`` makes of row numbers, in an order of their own every epoch."""
+    order = grain.MapDataset.range(count).shuffle(seed).repeat()
+    return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0)).batch(batch_size, batch_fn=take))
+
+
+def _described(config: ConfigDict, work: Work) -> dict[str, Any]:
+    """What decides a post-training, beside its optimizer and data."""
+    told = {name: value for name, value in to_plain(config.posttrain).items() if name != "optimizer"}
+    return {
+        **told,
+        "base": fingerprint(work.base),
+        "world": fingerprint(work.world),
+        "windows": [work.windows, work.chunk, work.told],
+    }
+
+
+def _of_base(work: Work) -> dict[str, Any]:
+    """What of the base's identity is that of the same model with other parameters."""
+    names = ("model", "interface", "tokenizer", "codec", "proprio")
+    return {name: work.base.meta["identity"][name] for name in names}
+
+
+def _learner(config: ConfigDict, work: Work) -> tuple[Learner, Definition, dict[str, Any]]:
+    """What is trained, and what must be known to act with it again."""
+    base, codec = work.base, work.data.codec
+    if config.posttrain.method == "residual":
+        told = {
+            "base": config.init,
+            "base_fingerprint": fingerprint(base),
+            "adapters": dataclasses.asdict(work.adapters.bind(work.adapters.shapes()).config),
+            "channels": len(work.data.windows.cameras) * work.world.params.tokenizer.config.latent_shape[-1],
+            "chunks": codec.to_dict(),
+            "residual": dataclasses.asdict(ResidualConfig(**to_plain(config.posttrain.residual.options))),
+        }
+        corrected, _, residual = define_correction(told, base)
+        return ResidualLearner(corrected), residual, {"correction": told}
+    lora = to_plain(config.train.lora)
+    definition = with_lora(base.policy.definition, Lora(**lora))
+    identity = {**_of_base(work), "init": config.init, "lora": lora, "trainable": [FACTORS]}
+    return WholeLearner(dataclasses.replace(base.policy, definition=definition), codec), definition, identity
+
+
+def _score(config: ConfigDict, work: Work, learner: Learner, frozen: Frozen, mesh: Mesh) -> Callable[[Params], float]:
+    """Closed-loop success of what is trained, on the episodes that are for choosing."""
+    numbers = config.train.score
+    settings = EvaluationConfig(**{**config.evaluation, "episodes": numbers.episodes, "seed": numbers.seed, "films": 0})
+    score = closed_loop_score([work.task], learner.policy, work.base.image_size, settings, mesh)
+    return lambda params: score(learner.acting(params, frozen))
