@@ -14,6 +14,8 @@ from configs.world2act import common
 def get_config() -> ConfigDict:
     config = common.get_config()
     config.data.unlabelled = "train[400:]"
-    config.model = ConfigDict({"name": "unipi", "size": "debug", "options": ConfigDict({})})
-    config.train.optimizer.steps = 1500
+    # One window is a whole episode: from window to window, a picture of this size blurs.
+    config.data.frame_steps = (0, 8, 16, 24)
+    config.model = ConfigDict({"name": "unipi", "size": "debug", "options": ConfigDict({"context_noise": 0.05})})
+    config.train.optimizer.steps = 1200
     return config
