@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         if verb == wanted:  # the others' modules stay unloaded: `wam --help` answers at once
             _module(verb).add_arguments(child)
     args, overrides = parser.parse_known_args(argv)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of files that it does not need
     try:
         if args.verb in _TAKES_CONFIG:
             _module(args.verb).run(args, overrides)

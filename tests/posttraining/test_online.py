@@ -1,0 +1,57 @@
+"""Post-training in the simulator: actions come to be like the video that they are compared with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wam_jax.policy import PolicyParams
+from wam_jax.posttraining.online import Frozen, ResidualLearner, Starts, online_loss, roll
+from wam_jax.sim import compilation
+from wam_jax.sim.rollout import WamParams
+from wam_jax.sim.tabletop import Tabletop
+from wam_jax.types import Text
+
+EPISODES, CHUNKS = 4, 2
+
+
+@pytest.mark.slow
+def test_a_residual_learns_to_do_what_the_video_shows(fast_wam):
+    """The video is of what the base does, and a little more: its vectors are those of such actions."""
+    _, policy, params, _ = fast_wam
+    env, random = Tabletop("reach", image_size=16), np.random.default_rng(0)
+    count = len(env.instructions)
+    text = Text(features=jnp.asarray(random.normal(size=(count, 3, 8)), jnp.float32), mask=jnp.ones((count, 3), bool))
+    plain = PolicyParams(model=params.model, tokenizer=params.tokenizer)
+    frozen = Frozen(base=plain, adapters=params.adapters, text=text, embodiment=jnp.asarray(0))
+    learner, keys = ResidualLearner(policy), jax.random.split(jax.random.key(9), EPISODES)
+    adapters = policy.adapters.bind(params.adapters)
+    more = jnp.asarray(random.choice([-0.4, 0.4], (EPISODES, CHUNKS * policy.chunks.block, 4)), jnp.float32)
+
+    def show(key):
+        informed = WamParams(policy=params, text=text, embodiment=jnp.asarray(0), misinform=jnp.asarray(False))
+        states = jax.vmap(env.reset)(keys)
+        notes = roll(env, learner, informed, states, CHUNKS, policy.chunks.block, key).notes
+        did = jnp.swapaxes(policy.chunks.encode(notes), 0, 1).reshape(EPISODES, -1, 4)
+        return adapters.of_actions(did + more)
+
+    video = compilation.jit(show)(jax.random.key(1))
+    batch = Starts(keys=jax.random.key_data(keys), video=video)
+    loss, optimizer = online_loss(env, learner, policy.adapters, policy.chunks), optax.adam(3e-2)
+
+    def step(trained, state):
+        key = jax.random.key(1)
+        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(trained, frozen, batch, key, jnp.asarray(0))
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(trained, updates), state, metrics
+
+    run, trained = compilation.jit(step), params.residual
+    state, found = optimizer.init(trained), []
+    for _ in range(60):
+        trained, state, metrics = run(trained, state)
+        found.append({name: float(value) for name, value in metrics.items()})
+    assert found[-1]["similarity"] > found[0]["similarity"] + 0.02
+    assert found[-1]["similarity"] - found[-1]["similarity_of_others"] > (
+        found[0]["similarity"] - found[0]["similarity_of_others"]
+    )
