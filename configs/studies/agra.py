@@ -19,6 +19,9 @@ def get_config() -> ConfigDict:
     config.base = agra.get_config()
     config.base.alignment.variant = "none"
     config.base.evaluation.films = 0
+    config.base.evaluation.episodes = 128  # of each task, at each seed
+    config.base.evaluation.robustness_episodes = 32
+    config.base.evaluation.seed = 3000  # not that on which the training was tuned
     config.seeds = (0, 1, 2)
     config.grounding = config.robustness = True
     video = {"alignment.variant": "none", "model.options.actions": False, "train.optimizer.steps": VIDEO_STEPS}

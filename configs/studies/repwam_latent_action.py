@@ -7,13 +7,14 @@
 360 episodes of each task are video alone, 40 are labelled. RepWAM (arXiv 2606.13674) finds two stages (latent actions,
 then the robot's) better than pretraining without them, and predicting both at once worse. All arms have the tokenizers
 above and the same training on labelled episodes; "demonstrations" has only that, "joint" has the steps of both stages.
+Half of configs/repwam's steps a stage: there are three arms of two stages, at three seeds.
 """
 
 from ml_collections import ConfigDict
 
 from configs.repwam import common
 
-STEPS = 1400  # of each stage
+STEPS = 700  # of each stage
 
 
 def get_config() -> ConfigDict:
