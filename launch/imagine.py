@@ -23,11 +23,14 @@ from ml_collections import ConfigDict
 
 from data_pipelines.windows import WindowSpec
 from launch import devices
+from launch.alignment import feature_width
 from launch.config import ConfigError, load_config
 from launch.data import encode_text
 from launch.evaluate import described_task
 from launch.train import lpips_if_here
-from wam_jax import console
+from wam_jax import assets, console
+from wam_jax.encoders import registry
+from wam_jax.encoders.frozen import FrozenEncoder
 from wam_jax.evaluation import media
 from wam_jax.evaluation.report import Report, write_summary
 from wam_jax.evaluation.scene_probe import position_reader
@@ -43,6 +46,7 @@ from wam_jax.training.restore import Trained, load_trained
 from wam_jax.types import Observation, Text
 
 _SCENES, _SCENES_SEED = 1024, 500  # pictures that the reader of positions is fitted to
+_ENCODER = "efficientnet_lite2"  # whose features a Fréchet distance is of
 _WINDOWS = 2  # of each skill that is said
 _FPS = 8
 
@@ -54,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--windows", type=int, help="windows of each skill (default: as long as the expert takes; with --say, 2)"
     )
-    parser.add_argument("--episodes", type=int, default=16, help="starts (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, default=64, help="starts (default: %(default)s)")
     parser.add_argument("--films", type=int, default=4, help="of them, shown (default: %(default)s)")
     parser.add_argument("--config", default="configs/common.py", help="devices and seed (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for the report (default: CHECKPOINT/imagined)")
@@ -234,8 +238,10 @@ def _add_drift(
     }
     fit = draw_scenes(task.name, trained.image_size, _SCENES, _SCENES_SEED, task.shapes, task.cameras)
     read, lpips = position_reader(tokenizer, fit), lpips_if_here(config)
+    features = _features_for(seen.start.shape[0] * seen.start.shape[2])
     found = {
-        name: drift(shown, seen.pictures, (each(read, shown), seen.places), lpips) for name, shown in compared.items()
+        name: drift(shown, seen.pictures, (each(read, shown), seen.places), lpips, features)
+        for name, shown in compared.items()
     }
     metrics = next(iter(found.values()))
     for metric in metrics:
@@ -245,6 +251,18 @@ def _add_drift(
     report.add_table("Drift from the simulator, a mean over time", ("", *metrics), rows)
     console.table("Drift from the simulator, a mean over time", ("", *metrics), rows)
     return found
+
+
+def _features_for(pictures: int) -> dict[str, FrozenEncoder]:
+    """The encoder of a Fréchet distance, where its weights are here and so many pictures suffice."""
+    if assets.status([_ENCODER])[0].state != "here":
+        return {}
+    encoder = registry.load(_ENCODER, dtype=jnp.float32)
+    width = feature_width(encoder)
+    if pictures > width:
+        return {_ENCODER: encoder}
+    console.log(f"{pictures} pictures of a moment are too few for a Fréchet distance; it takes more than {width}")
+    return {}
 
 
 def _add_films(

@@ -80,3 +80,38 @@ def test_imagination_is_compared_with_the_simulator_and_hears_other_words(base, 
     said = ["--say", "reach the red sphere", "reach the blue sphere"]
     assert main(["imagine", str(base), "--task", "reach", *few, *said, "--out", str(tmp_path / "said")]) == 0
     assert json.loads((tmp_path / "said" / "summary.json").read_text())["windows"] == {"said": 4}
+
+
+STUDY = """
+from configs.studies import world2act
+from launch.config import set_field
+
+def get_config():
+    config = world2act.get_config()
+    for name in ("pooled", "few", "lora", "demonstrations"):
+        del config.arms[name]
+    for name, arm in config.arms.items():
+        arm.before["train.optimizer.steps"] = 10
+        arm.before["data.split"] = "train"
+    config.compare = (("residual", "base"), ("pixels", "base"))
+    return config
+"""
+
+
+def test_a_study_of_post_trained_arms_shares_their_base_and_is_found_again(base, tmp_path, capsys):
+    (tmp_path / "tiny.py").write_text(STUDY)
+    fields = [field.replace("--config.", "--config.base.") for field in (*SHORT, *STAGES)]
+    fields += [f"--config.base.posttrain.world={base}", f"--config.base.tokenizer.init={base}"]
+    fields += [f"--config.base.demos.directory={base.parent / 'data'}", "--config.base.demos.episodes=(24,)"]
+    fields += ["--config.base.evaluation.execute=8", "--config.seeds=(0,)"]
+    study = ["study", str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "study"), *fields]
+    assert main(study) == 0
+    summary = json.loads((tmp_path / "study" / "summary.json").read_text())
+    assert set(summary["arms"]) == {"base", "residual", "pixels"}
+    assert len(list((tmp_path / "study" / "before").glob("*/seed_0"))) == 1
+    assert {"online_similarity", "adapters_retrieval"} <= summary["metrics"]["residual"][0].keys()
+    assert "adapters_reconstruction" in summary["metrics"]["pixels"][0]
+    assert len(list((tmp_path / "study" / "shared").glob("imagined_*.npz"))) == 1
+    capsys.readouterr()
+    assert main(study) == 0
+    assert "post-training" not in capsys.readouterr().err  # all of it is read back

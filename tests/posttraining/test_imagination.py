@@ -4,7 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parity.golden import load_golden
 
+from wam_jax.encoders import dinov3
+from wam_jax.encoders.frozen import FrozenEncoder, Preprocessing
+from wam_jax.encoders.vit import LayersConfig
 from wam_jax.posttraining.imagination import drift, imagine_windows, skill_of_windows
 from wam_jax.types import Observation, Text
 
@@ -54,3 +58,17 @@ def test_drift_is_none_for_what_happened_and_grows_with_what_differs():
     assert found["psnr"][:2] == pytest.approx([58.9, 58.9], abs=0.1)
     assert max(found["psnr"][2:]) < 15
     np.testing.assert_allclose(found["position_error"], [0, 0.025, 0.05, 0.075], atol=1e-9)
+
+
+def test_the_frechet_distance_is_that_of_each_moment():
+    layers = LayersConfig(32, 2, 2, 48, epsilon=1e-5, layer_scale=True, biases=frozenset({"query", "value"}))
+    made = dinov3.frozen(dinov3.Config(layers, 4, 2), load_golden("dinov3").weights)
+    encoder = FrozenEncoder(made.params, made.definition, Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3))
+    rng = np.random.default_rng(1)
+    true = rng.integers(0, 255, (40, 2, 1, 16, 16, 3), np.uint8)
+    imagined = true.copy()
+    imagined[:, 1] //= 4
+    places = np.zeros((40, 2, 2))
+    found = drift(imagined, true, (places, places), None, {"tiny": encoder})["frechet_tiny"]
+    assert found[0] == pytest.approx(0.0, abs=1e-6)
+    assert found[1] > 10 * max(found[0], 1e-6)

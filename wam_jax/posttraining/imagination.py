@@ -5,14 +5,16 @@ instruction throughout is what that is compared with.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int, UInt8
 
+from wam_jax.encoders.frozen import FrozenEncoder
 from wam_jax.encoders.lpips import Lpips
-from wam_jax.evaluation.video import video_metrics
+from wam_jax.evaluation.video import frechet_distance, frechet_features, video_metrics
 from wam_jax.policy import Policy, PolicyParams
 from wam_jax.types import Observation, Text
 
@@ -58,6 +60,7 @@ def drift(
     true: UInt8[np.ndarray, "N F V H W 3"],
     positions: tuple[Float[np.ndarray, "N F E"], Float[np.ndarray, "N F E"]],
     lpips: Lpips | None,
+    features: Mapping[str, FrozenEncoder] | None = None,
 ) -> dict[str, list[float]]:
     """How far imagination is from what happened, frame by frame.
 
@@ -65,14 +68,24 @@ def drift(
       imagined, true: pictures at the same moments.
       positions: (x, y) of all objects, read off the imagined pictures, and true; metres.
       lpips: adds its distance.
+      features: frozen encoders of pictures by their names; each adds ``frechet_NAME``, of all pictures of a moment.
 
     Returns:
       ``psnr``, ``ssim``, ``lpips_NET``: means over episodes and cameras; ``position_error``: metres, over objects.
+
+    Raises:
+      ValueError: there are too few pictures of a moment for a Fréchet distance.
     """
     found = video_metrics(imagined, true, np.ones(imagined.shape[:3], bool), lpips)
     names = [name for name in found if "/" not in name and name != "pictures"]
     frames = imagined.shape[1]
     by_time = {name: [found[f"{name}/frame_{frame + 1}"] for frame in range(frames)] for name in names}
     read, there = (x.reshape(*x.shape[:2], -1, 2) for x in positions)
+    there_all = np.ones((len(true), 1, true.shape[2]), bool)
+    for name, encoder in (features or {}).items():
+        moments = [(imagined[:, f : f + 1], true[:, f : f + 1]) for f in range(frames)]
+        by_time[f"frechet_{name}"] = [
+            frechet_distance(*(frechet_features(encoder, pictures, there_all) for pictures in both)) for both in moments
+        ]
     by_time["position_error"] = np.linalg.norm(read - there, axis=-1).mean((0, 2)).tolist()
     return by_time
