@@ -1,5 +1,7 @@
 """Post-training in the simulator: actions come to be like the video that they are compared with."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,8 @@ EPISODES, CHUNKS = 4, 2
 def test_a_residual_learns_to_do_what_the_video_shows(fast_wam):
     """The video is of what the base does, and a little more: its vectors are those of such actions."""
     _, policy, params, _ = fast_wam
+    loud = jax.tree.map(lambda x: 3 * x, params.adapters)  # as drawn, all vectors are alike and decode to nothing
+    params = dataclasses.replace(params, adapters=loud)
     env, random = Tabletop("reach", image_size=16), np.random.default_rng(0)
     count = len(env.instructions)
     text = Text(features=jnp.asarray(random.normal(size=(count, 3, 8)), jnp.float32), mask=jnp.ones((count, 3), bool))
@@ -51,7 +55,5 @@ def test_a_residual_learns_to_do_what_the_video_shows(fast_wam):
     for _ in range(60):
         trained, state, metrics = run(trained, state)
         found.append({name: float(value) for name, value in metrics.items()})
-    assert found[-1]["similarity"] > found[0]["similarity"] + 0.02
-    assert found[-1]["similarity"] - found[-1]["similarity_of_others"] > (
-        found[0]["similarity"] - found[0]["similarity_of_others"]
-    )
+    before, after = (row["similarity"] - row["similarity_of_others"] for row in (found[0], found[-1]))
+    assert after > before + 0.02
