@@ -120,7 +120,7 @@ class Policy:
             count = (len(model.interface.frame_steps) - 1) * params.tokenizer.config.tubelet
             return jnp.repeat(observation.images[:, -1:], count, axis=1)
         known = self._now(model, params, observation)
-        future = generate(model, known, rng, mode, want=("video",))["video"]
+        future = generate(model, known, rng, mode, want=("video",), steps=self.steps)["video"]
         return decode_future(params.tokenizer, known.values["video"], future)
 
     def _act_on(
