@@ -11,17 +11,17 @@ from wam_jax.training.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.slow
 
-# Everything cut short: nothing is learned.
+# Everything cut short: nothing is learned. Batches divide over the eight devices that tests have.
 SHORT = (
     "--config.demos.tasks=('reach',)", "--config.demos.validation_episodes=8",
-    "--config.tokenizer.optimizer.steps=20", "--config.train.optimizer.steps=10", "--config.train.batch_size=16",
+    "--config.tokenizer.optimizer.steps=20", "--config.train.optimizer.steps=10", "--config.train.batch_size=32",
     "--config.train.validation_windows=16", "--config.data.split=train",
 )  # fmt: skip
 STAGES = (
-    "--config.posttrain.world=", "--config.posttrain.trajectories=8", "--config.posttrain.batch_size=4",
+    "--config.posttrain.world=", "--config.posttrain.trajectories=16", "--config.posttrain.batch_size=8",
     "--config.posttrain.windows=(2,)", "--config.posttrain.adapters.batch_size=8",
     "--config.posttrain.adapters.optimizer.steps=10", "--config.posttrain.optimizer.steps=4",
-    "--config.train.lora.rank=2", "--config.train.score.every=4", "--config.train.score.episodes=4",
+    "--config.train.lora.rank=2", "--config.train.score.every=4", "--config.train.score.episodes=8",
     "--config.evaluation.episodes=8", "--config.evaluation.batch_size=8",
 )  # fmt: skip
 
@@ -57,11 +57,11 @@ def test_both_stages_and_a_policy_that_acts(base, tmp_path, method):
     found = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
     assert found["step"] == 4
     best = ["evaluate", str(tmp_path / "run" / "best"), "--out", str(tmp_path / "best"), "--config.evaluation.films=0"]
-    assert main([*best, "--config.evaluation.episodes=4", "--config.evaluation.batch_size=4"]) == 0
+    assert main([*best, "--config.evaluation.episodes=8", "--config.evaluation.batch_size=8"]) == 0
 
 
 def test_what_actions_look_at_and_changed_conditions(base, tmp_path):
-    numbers = {"episodes": 4, "batch_size": 4, "robustness_episodes": 2, "grounding_scenes": 8, "films": 1}
+    numbers = {"episodes": 8, "batch_size": 8, "robustness_episodes": 2, "grounding_scenes": 8, "films": 1}
     fields = [f"--config.evaluation.{name}={value}" for name, value in numbers.items()]
     arguments = ["evaluate", str(base), "--grounding", "--robustness", "--out", str(tmp_path)]
     assert main([*arguments, *fields]) == 0
