@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -177,11 +178,9 @@ class Refusing:
     def __init__(self, message):
         self.message = message
 
-    def __call__(self, state, frozen, batch):
-        return batch @ batch.mT
-
-    def lower(self, *args):
-        return self
+    def trace(self, state, frozen, batch):
+        jaxpr = jax.make_jaxpr(lambda batch: batch @ batch.mT)(batch)
+        return SimpleNamespace(jaxpr=jaxpr, lower=lambda: self)
 
     def compile(self):
         raise jax.errors.JaxRuntimeError(self.message)
