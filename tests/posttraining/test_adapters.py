@@ -28,10 +28,16 @@ def test_published_sizes(name):
     widths = {"latents": [32, 32], "features": [256, 256]}[name]
     params = adapters.init(jax.random.key(0))
     video = jnp.zeros((2, 4, 2, 8, 8, 8)) if name == "latents" else jnp.zeros((2, 4, 16))
-    model = adapters.bind(params)
-    found = [model.of_video(video), model.of_actions(jnp.zeros((2, 12, 7)))]
-    assert [x.shape for x in found] == [(2, 3, width) for width in widths]
-    assert model.decode(found[1]).shape == (2, 12, 7)
+
+    @jax.jit
+    def run(params, video, actions):
+        model = adapters.bind(params)
+        coded = model.of_actions(actions)
+        return model.of_video(video), coded, model.decode(coded)
+
+    seen, coded, decoded = run(params, video, jnp.zeros((2, 12, 7)))
+    assert [x.shape for x in (seen, coded)] == [(2, 3, width) for width in widths]
+    assert decoded.shape == (2, 12, 7)
     action = [layer["kernel"].shape for layer in params["action"]["layers"].values()]
     assert action == [(28, 128), (128, 64), (64, widths[1])]
 
@@ -52,8 +58,8 @@ def test_training_makes_pairs_alike_on_sequences_it_never_saw():
     state = optimizer.init(params)
     for number in range(200):
         params, state, _ = step(params, state, *pairs(16, number))
-    _, before = adapter_loss(definition.bind(definition.init(jax.random.key(0))), *pairs(16, 999))
-    _, after = adapter_loss(definition.bind(params), *pairs(16, 999))
+    measure = jax.jit(lambda params: adapter_loss(definition.bind(params), *pairs(16, 999))[1])
+    before, after = measure(definition.init(jax.random.key(0))), measure(params)
     assert after["retrieval"] >= 0.9
     assert before["retrieval"] < 0.5
     assert after["similarity"] > after["similarity_of_others"] + 0.3
@@ -63,11 +69,12 @@ def test_training_makes_pairs_alike_on_sequences_it_never_saw():
 @pytest.mark.parametrize("video", ["latents", "features"])
 def test_absent_chunks_change_nothing(video):
     definition = define_adapters(AdapterConfig(video=video, **SMALL), ACTION, CHUNK, ACTION)
-    model, (latents, actions) = definition.bind(definition.init(jax.random.key(1))), pairs(4, 0)
+    params, (latents, actions) = definition.init(jax.random.key(1)), pairs(4, 0)
+    loss = jax.jit(lambda *what: adapter_loss(definition.bind(params), *what)[0])
     latents = latents if video == "latents" else latents.mean((2, 3, 4))
     mask = jnp.broadcast_to(jnp.arange(CHUNKS) < 3, (4, CHUNKS))
-    expected, _ = adapter_loss(model, latents[:, :4], actions[:, : 3 * CHUNK])
-    found, _ = adapter_loss(model, latents.at[:, 4:].set(7.0), actions.at[:, 3 * CHUNK :].set(7.0), mask)
+    expected = loss(latents[:, :4], actions[:, : 3 * CHUNK])
+    found = loss(latents.at[:, 4:].set(7.0), actions.at[:, 3 * CHUNK :].set(7.0), mask)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 

@@ -27,7 +27,7 @@ def test_what_is_executed_is_what_the_loss_sees(fast_wam):
     _, policy, params, seen = fast_wam
     params, learner = moving(params), ResidualLearner(policy)
     actions, _, note = jax.jit(learner.act)(params, None, seen, jax.random.key(3))
-    wanted = learner.wanted(params, jax.tree.map(lambda x: x[None], seen), note[None])[0]
+    wanted = jax.jit(learner.wanted)(params, jax.tree.map(lambda x: x[None], seen), note[None])[0]
     assert np.abs(actions - note).max() > 1e-3
     within = np.abs(policy.chunks.decode(wanted)) < 1 - 1e-5  # beyond the limit, the rest is carried over
     np.testing.assert_allclose(
@@ -54,9 +54,10 @@ def test_the_whole_policy_is_drawn_again_as_it_acted(fast_wam):
     base, policy, params, seen = fast_wam
     plain = PolicyParams(model=params.model, tokenizer=params.tokenizer)
     learner, keys = WholeLearner(base, policy.chunks), jax.random.split(jax.random.key(5), 2)
-    acted = jnp.stack([learner.act(plain, None, seen, key)[0] for key in keys])
+    act = jax.jit(lambda key: learner.act(plain, None, seen, key)[0])
+    acted = jnp.stack([act(key) for key in keys])
     twice = jax.tree.map(lambda x: jnp.stack([x, x]), seen)
-    np.testing.assert_allclose(learner.wanted(plain, twice, keys), policy.chunks.encode(acted), atol=1e-5)
+    np.testing.assert_allclose(jax.jit(learner.wanted)(plain, twice, keys), policy.chunks.encode(acted), atol=1e-5)
 
 
 def test_a_base_that_remembers_is_told_what_was_done(make_corrected):
