@@ -1,13 +1,12 @@
 """Does video without actions help where demonstrations are few, and do latent actions make more of it?
 
-    wam train --config configs/repwam/tokenizer.py --workdir runs/repwam/tokenizer
-    wam train --config configs/repwam/latent_action.py --workdir runs/repwam/latent_action
     wam study configs/studies/repwam_latent_action.py
 
 360 episodes of each task are video alone, 40 are labelled. RepWAM (arXiv 2606.13674) finds two stages (latent actions,
-then the robot's) better than pretraining without them, and predicting both at once worse. All arms have the tokenizers
-above and the same training on labelled episodes; "demonstrations" has only that, "joint" has the steps of both stages.
-Half of configs/repwam's steps a stage: there are three arms of two stages, at three seeds.
+then the robot's) better than pretraining without them, and predicting both at once worse. All arms have the same
+training on labelled episodes; "demonstrations" has only that, "joint" has the steps of both stages. Latents are TAEF2's
+(`wam assets`): of those in repwam_tokenizer.py, the ones to act on best, so that there is success to tell apart. Half of
+configs/repwam's steps a stage: there are three arms of two stages, at three seeds.
 """
 
 from ml_collections import ConfigDict
@@ -20,12 +19,11 @@ STEPS = 700  # of each stage
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.base = common.get_config()
-    config.base.tokenizer.init = "runs/repwam/tokenizer"
-    config.base.latent_action.init = "runs/repwam/latent_action"
+    config.base.tokenizer.name = "taef2"
     config.base.data.split = "train[:40]"
     config.base.train.optimizer.steps = STEPS
     config.base.evaluation.films = 0
-    config.base.evaluation.episodes = 128  # of each task, at each seed
+    config.base.evaluation.episodes = 48  # of each task, at each seed
     config.base.evaluation.seed = 3000  # not that on which the training was tuned
     config.seeds = (0, 1, 2)
     video = {"data.unlabelled": "train[40:]"}

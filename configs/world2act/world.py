@@ -2,8 +2,7 @@
 
 wam train --config configs/world2act/world.py --workdir runs/world2act/world
 
-UniPi's video stream learns from all episodes, its inverse dynamics (which is not used) from those with actions. `wam
-imagine runs/world2act/world --task pick_lift` says how far it drifts.
+Wan's transformer, small. `wam imagine runs/world2act/world --task pick_lift` says how far it drifts.
 """
 
 from ml_collections import ConfigDict
@@ -13,9 +12,11 @@ from configs.world2act import common
 
 def get_config() -> ConfigDict:
     config = common.get_config()
-    config.data.unlabelled = "train[400:]"
+    config.data.split = "train"
     # One window is a whole episode: from window to window, a picture of this size blurs.
     config.data.frame_steps = (0, 8, 16, 24)
-    config.model = ConfigDict({"name": "unipi", "size": "debug", "options": ConfigDict({"context_noise": 0.05})})
-    config.train.optimizer.steps = 1200
+    config.model = ConfigDict({"name": "wan", "size": "debug"})
+    config.model.options = ConfigDict({"patch_size": 1, "video_steps": 12, "guidance": 2.0})
+    config.train.batch_size = 16
+    config.train.optimizer.steps = 4000
     return config

@@ -18,7 +18,7 @@ _SECONDS_5 = dataclasses.replace(WAN21, frame_steps=tuple(range(0, 84, 4)))
         "2.2-5b": dataclasses.replace(WAN22, frame_steps=tuple(range(0, 124, 4))),
     },
 )
-def wan(size: Size, *, image: bool = False) -> Spec:
+def wan(size: Size, *, image: bool = False, video_steps: int = 50, guidance: float = 5.0) -> Spec:
     """Wan: the open video model whose block the trunk is; it has no actions.
 
     arXiv 2503.20314 (2.1); Wan 2.2 TI2V-5B. Kept: every matrix of the transformer, and text padding that is seen.
@@ -26,6 +26,8 @@ def wan(size: Size, *, image: bool = False) -> Spec:
 
     Args:
       image: the inputs of 2.1 image to video (14B): a mask and the given image's latents, and its CLIP tokens.
+      video_steps: of sampling.
+      guidance: to the text, of sampling; 1 is none, and saves half the work.
     """
     return Spec(
         name="wan",
@@ -34,6 +36,6 @@ def wan(size: Size, *, image: bool = False) -> Spec:
         visibility=BIDIRECTIONAL,
         text_dropout=0.1,
         padded_text=True,
-        modes=(together("video", Move("video", shift=5.0, guidance=5.0), steps=50),),
+        modes=(together("video", Move("video", shift=5.0, guidance=guidance), steps=video_steps),),
         **size.trunk(),
     )
