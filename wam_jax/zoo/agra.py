@@ -3,7 +3,7 @@ import dataclasses
 from wam_jax.wam.noise import Fixed, StreamNoise
 from wam_jax.wam.spec import Bridge, Spec, Stream
 from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED, sees
-from wam_jax.zoo.common import action, action_expert, state, together, video, video_expert
+from wam_jax.zoo.common import action, action_expert, noise_named, state, together, video, video_expert
 from wam_jax.zoo.registry import system
 from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, DEBUG, Size
 
@@ -16,21 +16,30 @@ def features(noise, name: str = "features") -> Stream:
 
 
 @system({"debug": DEBUG, "2b": COSMOS_2B}, {"2b": dataclasses.replace(COSMOS, frame_steps=(0, 4, 8, 12, 16))})
-def agra(size: Size, *, shared_pass: bool = False, actions: bool = True) -> Spec:
+def agra(
+    size: Size,
+    *,
+    shared_pass: bool = False,
+    actions: bool = True,
+    noise: str = "uniform",
+    video_loss_weight: float = 1.0,
+) -> Spec:
     """AGRA's base: an action transformer reads layers of a video transformer, from a pass of its own at pure noise.
 
     arXiv 2606.12217. Kept: taps at ℓ_j = round(j (M - 1) / (N - 1)) through a linear projection each, features from a
     separate pass at noise 1 given the present, the same in training and inference; one video pass and four action
     steps. ``shared_pass`` reads the denoising pass instead; without ``actions`` it is the video transformer alone, to
-    be trained first. The alignment itself is an objective, not a spec. Differs:
+    be trained first. ``noise``: uniform, or "logit_normal" for small models from scratch. The alignment itself is an objective, not a spec. Differs:
     width, heads and text input of the action transformer are not published; here it has cross-attention to the
     instruction.
     """
+    level = noise_named(noise)
+    of_video = video(noise=level, loss_weight=video_loss_weight)
     if not actions:
         return Spec(
             name="agra",
             experts=(video_expert(size),),
-            streams=(video(),),
+            streams=(of_video,),
             visibility=FIRST_FRAME_CAUSAL,
             modes=(together("video", "video"),),
             **size.trunk(),
@@ -42,7 +51,7 @@ def agra(size: Size, *, shared_pass: bool = False, actions: bool = True) -> Spec
             video_expert(size),
             action_expert(size, layers=size.action_layers, bridge=Bridge(source="video")),
         ),
-        streams=(video(), *(() if shared_pass else (features(Fixed(1.0)),)), state("action"), action()),
+        streams=(of_video, *(() if shared_pass else (features(Fixed(1.0)),)), state("action"), action(noise=level)),
         visibility=FIRST_FRAME_CAUSAL & (ISOLATED | sees("action", source)),
         modes=(
             together("policy", "action", steps=4, missing=(source,)),

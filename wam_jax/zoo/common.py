@@ -1,6 +1,6 @@
 """The pieces that most tables are made of."""
 
-from wam_jax.wam.noise import Distribution, StreamNoise, Uniform
+from wam_jax.wam.noise import Distribution, LogitNormal, StreamNoise, Uniform
 from wam_jax.wam.spec import Expert, Mode, Move, Stage, Stream
 from wam_jax.zoo.sizes import Size
 
@@ -36,6 +36,21 @@ def video(expert: str = "video", noise: Distribution | StreamNoise | None = Unif
 def action(expert: str = "action", noise: Distribution | StreamNoise | None = Uniform(), **changes) -> Stream:
     """An action chunk."""
     return Stream(**{"name": "action", "kind": "action", "expert": expert, "noise": _stream_noise(noise), **changes})
+
+
+def noise_named(name: str) -> Distribution:
+    """Of systems that let one choose: "uniform"; or "logit_normal", more weight on high noise, for small models.
+
+    Raises:
+      ValueError: naming those that there are.
+    """
+    known: dict[str, Distribution] = {
+        "uniform": Uniform(),
+        "logit_normal": LogitNormal(mean=0.6, uniform_share=0.2, minimum=0.02),
+    }
+    if name not in known:
+        raise ValueError(f"noise {name!r} is unknown (has: {', '.join(known)})")
+    return known[name]
 
 
 def _stream_noise(noise: Distribution | StreamNoise | None) -> StreamNoise | None:

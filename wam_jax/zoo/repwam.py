@@ -1,9 +1,9 @@
 import dataclasses
 
-from wam_jax.wam.noise import Coupled, Distribution, LogitNormal, Uniform
+from wam_jax.wam.noise import Coupled
 from wam_jax.wam.spec import Interface, Move, Spec
 from wam_jax.wam.visibility import CHUNK_CAUSAL, window
-from wam_jax.zoo.common import action, action_expert, together, video, video_expert
+from wam_jax.zoo.common import action, action_expert, noise_named, together, video, video_expert
 from wam_jax.zoo.registry import system
 from wam_jax.zoo.sizes import DEBUG, WAN_1_3B, WAN_5B, Size
 
@@ -12,12 +12,6 @@ REPVITOK = Interface(
     latent_shape=(16, 16, 96), cameras=1, frame_steps=(0, 4, 8, 12, 16), action_horizon=16, action_size=14,
     proprio_size=14, text_width=4096, text_tokens=512,
 )  # fmt: skip
-
-
-NOISES: dict[str, Distribution] = {
-    "uniform": Uniform(),
-    "logit_normal": LogitNormal(mean=0.6, uniform_share=0.2, minimum=0.02),
-}
 
 
 @system(
@@ -48,9 +42,7 @@ def repwam(
     ``size.action_ffn`` is the feed-forward width of the action expert. The paper gives "h_a = 768, about +350M" and
     does not say of which dimension; the published sizes here have what comes to 354M.
     """
-    if noise not in NOISES:
-        raise ValueError(f"noise {noise!r} is unknown (has: {', '.join(NOISES)})")
-    level = NOISES[noise]
+    level = noise_named(noise)
     acting = [action(name="latent_action", kind="latent_action", noise=level)] if latent_actions else []
     acting += [action(noise=level)] if robot_actions else []
     return Spec(
