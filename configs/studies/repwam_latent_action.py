@@ -5,8 +5,8 @@
 360 episodes of each task are video alone, 40 are labelled. RepWAM (arXiv 2606.13674) finds two stages (latent actions,
 then the robot's) better than pretraining without them, and predicting both at once worse. All arms have the same
 training on labelled episodes; "demonstrations" has only that, "joint" has the steps of both stages. Latents are TAEF2's
-(`wam assets`): of those in repwam_tokenizer.py, the ones to act on best, so that there is success to tell apart. Half of
-configs/repwam's steps a stage: there are three arms of two stages, at three seeds.
+(`wam assets`): of those in repwam_tokenizer.py the best to act on, so that there is success to tell apart.
+Half of configs/repwam's steps a stage: there are three arms of two stages, at three seeds.
 """
 
 from ml_collections import ConfigDict

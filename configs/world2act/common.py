@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config = common.get_config()
     config.demos.tasks = ("pick_lift",)
     config.demos.episodes = (1024,)
-    # What nobody could foresee, a world model does not imagine, and the adapters would learn to tell videos apart by it.
+    # What nobody can foresee no world model imagines, and adapters would learn to tell videos apart by it.
     config.demos.action_noise = 0.0
     config.demos.directory = "runs/world2act/data"
     config.data.split = "train[:400]"

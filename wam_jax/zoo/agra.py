@@ -29,9 +29,11 @@ def agra(
     arXiv 2606.12217. Kept: taps at ℓ_j = round(j (M - 1) / (N - 1)) through a linear projection each, features from a
     separate pass at noise 1 given the present, the same in training and inference; one video pass and four action
     steps. ``shared_pass`` reads the denoising pass instead; without ``actions`` it is the video transformer alone, to
-    be trained first. ``noise``: uniform, or "logit_normal" for small models from scratch. The alignment itself is an objective, not a spec. Differs:
-    width, heads and text input of the action transformer are not published; here it has cross-attention to the
-    instruction.
+    be trained first. The alignment itself is an objective, not a spec. Differs: width, heads and text input of the
+    action transformer are not published; here it has cross-attention to the instruction.
+
+    Args:
+      noise: "uniform", or "logit_normal": more weight on high noise, for small models from scratch.
     """
     level = noise_named(noise)
     of_video = video(noise=level, loss_weight=video_loss_weight)
