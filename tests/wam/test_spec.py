@@ -91,6 +91,7 @@ def test_what_does_not_fit_is_named(changes, message):
             lambda: make_spec("fast_wam", coupling="loose"),
             "coupling 'loose' is unknown (has: isolated, action_sees_video",
         ),
+        (lambda: make_spec("agra", noise="loud"), "noise 'loud' is unknown (has: uniform, logit_normal)"),
         (lambda: published("reactive", "debug"), "size 'debug' is not in the published sizes of reactive"),
         (
             lambda: make_spec("uwm").stream("vidio"),

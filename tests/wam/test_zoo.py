@@ -59,6 +59,15 @@ def test_a_picture_of_the_visibility_is_written(tmp_path):
     assert (tmp_path / "deep" / "picture.png").read_bytes()[:4] == bytes([0x89]) + b"PNG"
 
 
+def test_the_video_that_is_trained_first_is_a_part_of_the_whole():
+    parts, whole = (
+        dict(jax.tree.leaves_with_path(define(lambda rngs, spec=spec: WorldActionModel(spec, TABLETOP, rngs)).shapes()))
+        for spec in (make_spec("agra", actions=False), make_spec("agra"))
+    )
+    assert 0 < len(parts) < len(whole)
+    assert all(whole[path].shape == x.shape for path, x in parts.items())
+
+
 def test_bridged_experts_draw_and_count_the_features_pass():
     rows = dict(spec_rows(make_spec("agra"), TABLETOP))
     assert rows["stream features"].endswith("data of video")
