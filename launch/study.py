@@ -8,8 +8,8 @@ it starts; arms with the same one share it. An arm with ``posttrain.method`` is 
 instead; "base" is what the others of these start from.
 With ``robustness``, success is also judged under changed conditions, by axis; with ``grounding``, what actions look at
 and depend on is measured.
-What arms share (demonstrations, tokenizer, latents) is made once. Every finished run is kept; a killed study goes on
-where it was.
+What arms share (demonstrations, tokenizer, latents) is made once. Every finished run is kept, and whenever a seed is
+done in all arms the report is written; a killed study goes on where it was.
 """
 
 import argparse
@@ -92,7 +92,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             if not (directory / OUTCOMES).exists():
                 _train(before, study.base.seed, mesh, workdir, first, shared)
         finished[name].append(_run_arm(config, study.base.seed, mesh, workdir, directory, shared, measure))
-    _report(study, finished, workdir, time.monotonic() - began)
+        if number % len(arms) == 0:  # a seed of every arm
+            _report(study, finished, workdir, time.monotonic() - began)
 
 
 class ArmRun(NamedTuple):
@@ -265,11 +266,14 @@ def _report(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path,
     metrics = {name: [run.metrics for run in runs] for name, runs in finished.items()}
     measured, columns = metric_table(metrics), ("", *results)
     arms, differences = study_rows(results, study.compare)
-    report = Report(f"Study: {workdir.name}", subtitle=f"{len(study.seeds)} seeds")
+    seeds = list(study.seeds)[: len(next(iter(results.values())))]
+    report = Report(f"Study: {workdir.name}", subtitle=f"seeds {', '.join(map(str, seeds))} of {len(study.seeds)}")
     report.add_table("Success", ARM_COLUMNS, arms)
-    report.add_image("", media.bars({name: arm_result(rows).pooled for name, rows in results.items()}, "Success"))
+    figure = media.bars({name: arm_result(rows).pooled for name, rows in results.items()}, "Success")
+    (workdir / "success.png").write_bytes(figure)
+    report.add_image("", figure)
     report.add_table("Differences on the same episodes", DIFFERENCE_COLUMNS, differences)
-    axes = _add_changed(report, study, finished)
+    axes = _add_changed(report, study, finished, workdir)
     report.add_table("Also measured (mean over seeds, and their standard deviation)", columns, measured)
     report.add_figures(environment(), "Environment")
     summary: dict[str, Any] = {
@@ -277,7 +281,7 @@ def _report(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path,
         "differences": {f"{a} - {b}": bootstrap_difference(results[a], results[b]).as_dict() for a, b in study.compare},
         "changed": axes,
         "metrics": metrics,
-        "seeds": list(study.seeds),
+        "seeds": seeds,
         "config": to_plain(study),
         "this_run_s": round(seconds, 1),
     }
@@ -288,7 +292,7 @@ def _report(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path,
     console.log(f"{console.duration(seconds)}; wrote {report.write(workdir)}")
 
 
-def _add_changed(report: Report, study: ConfigDict, finished: dict[str, list[ArmRun]]) -> dict[str, Any]:
+def _add_changed(report: Report, study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path) -> dict[str, Any]:
     """Success under changed conditions, axis by axis, into the report and a summary."""
     axes = list(next(iter(finished.values()))[0].changed)
     if not axes:
@@ -302,7 +306,9 @@ def _add_changed(report: Report, study: ConfigDict, finished: dict[str, list[Arm
     series = {name: {axis: arms[axis][name].mean for axis in axes} for name in finished}
     success = [(axis, *(str(result) for result in arms[axis].values())) for axis in axes]
     differences = [(axis, *(str(gap) for gap in gaps[axis].values())) for axis in axes]
-    report.add_image("Under changed conditions", media.radar(series, "Success under changed conditions"))
+    figure = media.radar(series, "Success under changed conditions")
+    (workdir / "changed.png").write_bytes(figure)
+    report.add_image("Under changed conditions", figure)
     report.add_table("", ("axis", *finished), success)
     report.add_table("Differences under changed conditions", ("axis", *next(iter(gaps.values()))), differences)
     console.table("Success under changed conditions", ("axis", *finished), success)
