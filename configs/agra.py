@@ -14,14 +14,15 @@ from configs import common
 
 def get_config() -> ConfigDict:
     config = common.get_config()
-    config.demos.tasks = ("pick_lift", "place")
-    config.demos.episodes = (300, 300)
+    config.demos.tasks = ("reach", "pick_lift")
+    config.demos.episodes = (400, 400)
     config.demos.directory = "runs/agra_data"
     config.demos.object_shapes = ConfigDict({"red": ("cube", "cylinder"), "green": ("cube",), "blue": ("cylinder",)})
     config.alignment.variant = "action_condition"
     config.alignment.teacher_size = (128, 128)  # 8 x 8 features, as many as latents
     config.model.name = "agra"
-    config.model.options = ConfigDict({"patch_size": 1})  # a token for every latent: fine enough to see a cube
-    config.train.batch_size = 32
+    config.model.options = ConfigDict(
+        {"noise": "logit_normal", "video_loss_weight": 0.3, "video_batch_share": 0.25, "context_noise": 0.05}
+    )
     config.train.optimizer.steps = 1500
     return config

@@ -23,6 +23,7 @@ def agra(
     actions: bool = True,
     noise: str = "uniform",
     video_loss_weight: float = 1.0,
+    video_batch_share: float = 1.0,
 ) -> Spec:
     """AGRA's base: an action transformer reads layers of a video transformer, from a pass of its own at pure noise.
 
@@ -34,9 +35,11 @@ def agra(
 
     Args:
       noise: "uniform", or "logit_normal": more weight on high noise, for small models from scratch.
+      video_batch_share: share of the batch on which video is denoised; all of it where actions read that pass.
     """
     level = noise_named(noise)
-    of_video = video(noise=level, loss_weight=video_loss_weight)
+    share = 1.0 if shared_pass else video_batch_share
+    of_video = video(noise=StreamNoise(distribution=level, batch_share=share), loss_weight=video_loss_weight)
     if not actions:
         return Spec(
             name="agra",
