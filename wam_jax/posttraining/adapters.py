@@ -21,6 +21,7 @@ from wam_jax.nn.convolution import Conv, GroupNorm
 from wam_jax.nn.module import Definition, Linear, define
 from wam_jax.objectives.contrastive import chunkwise, info_nce, pooled, retrieval_accuracy
 from wam_jax.objectives.masked import masked_mean
+from wam_jax.sharding import constrain
 
 SIMILARITIES: dict[str, Callable[..., Array]] = {"chunkwise": chunkwise, "pooled": pooled}
 _GROUPS = 8
@@ -179,7 +180,7 @@ def adapter_loss(
     """
     config = adapters.config
     video, action = adapters.of_video(latents, mask), adapters.of_actions(actions)
-    similarity = SIMILARITIES[config.similarity](video, action, mask, mask)
+    similarity = all_similarities(config, video, action, mask)
     reconstruction = _error(adapters, action, actions, mask)
     contrastive = info_nce(similarity, config.temperature)
     return reconstruction + contrastive, {
@@ -187,6 +188,23 @@ def adapter_loss(
         "contrastive": contrastive,
         **paired(similarity),
     }
+
+
+def all_similarities(
+    config: AdapterConfig,
+    video: Float[Array, "N T D"],
+    action: Float[Array, "N T D"],
+    mask: Bool[Array, "N T"] | None = None,
+) -> Float[Array, "N N"]:
+    """Of every video to every action sequence of a batch, on every device.
+
+    A batch is cut over devices, and all is compared with all: the vectors are gathered, and at once. (Gathered one by
+    one, each as it is needed, simulated devices of a CPU can end up waiting for each other.)
+    """
+    there = jnp.ones(video.shape[:2], bool) if mask is None else mask
+    parts = jnp.concatenate([video, action, there[..., None].astype(video.dtype)], -1)
+    video, action, there = jnp.split(constrain(parts, (None, None, None)), (video.shape[-1], 2 * video.shape[-1]), -1)
+    return SIMILARITIES[config.similarity](video, action, there[..., 0] > 0, there[..., 0] > 0)
 
 
 def inverse_loss(

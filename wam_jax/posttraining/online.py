@@ -17,7 +17,7 @@ from data_pipelines.transforms import ActionCodec
 from wam_jax.nn.module import Definition, Params
 from wam_jax.objectives.contrastive import info_nce
 from wam_jax.policy import Policy, PolicyParams, PolicyState
-from wam_jax.posttraining.adapters import SIMILARITIES, Adapters, paired
+from wam_jax.posttraining.adapters import Adapters, all_similarities, paired
 from wam_jax.posttraining.corrected import CorrectedParams, CorrectedPolicy
 from wam_jax.sim.render import Stage
 from wam_jax.sim.rollout import Actor, WamParams, observe, unroll
@@ -203,7 +203,7 @@ def online_loss(
         rolled = jax.lax.stop_gradient(roll(env, learner, informed, states, batch.video.shape[1], length, key))
         wanted = learner.wanted(params, rolled.seen, rolled.notes)
         action = bound.of_actions(rearrange(wanted, "t n m a -> n (t m) a"))
-        similarity = SIMILARITIES[config.similarity](batch.video, action)
+        similarity = all_similarities(config, batch.video, action)
         contrastive = info_nce(similarity, temperature or config.temperature)
         return contrastive, {**paired(similarity), "rollout_success": rolled.success.mean()}
 
