@@ -24,5 +24,5 @@ def get_config() -> ConfigDict:
     config.model.options = ConfigDict(
         {"noise": "logit_normal", "video_loss_weight": 0.3, "video_batch_share": 0.25, "context_noise": 0.05}
     )
-    config.train.optimizer.steps = 1500
+    config.train.optimizer.steps = 2000
     return config

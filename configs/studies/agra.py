@@ -19,8 +19,8 @@ def get_config() -> ConfigDict:
     config.base = agra.get_config()
     config.base.alignment.variant = "none"
     config.base.evaluation.films = 0
-    config.base.evaluation.episodes = 128  # of each task, at each seed
-    config.base.evaluation.robustness_episodes = 32
+    config.base.evaluation.episodes = 48  # of each task, at each seed
+    config.base.evaluation.robustness_episodes = 12
     config.base.evaluation.seed = 3000  # not that on which the training was tuned
     config.seeds = (0, 1, 2)
     config.grounding = config.robustness = True
