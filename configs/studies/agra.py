@@ -4,7 +4,8 @@
 
 The five variants of AGRA (arXiv 2606.12217), which finds the action-condition pass best, most of all on unseen
 combinations. All arms start from the same training on video alone ("before"), as the paper's do from a video model.
-Both passes read the same tokens of the present, so the variants differ in the future frame's alone.
+Both passes read the same tokens of the present, so the variants differ in the future frame's alone. Where actions have
+a pass of their own, the future is denoised, and in "video" aligned, on a quarter of the batch only; in "shared" on all.
 """
 
 from ml_collections import ConfigDict

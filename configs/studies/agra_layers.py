@@ -4,7 +4,8 @@
 
 AGRA (arXiv 2606.12217) finds a third of the depth best, three layers together better, DINOv2 better than SigLIP. Here
 the trunk has three layers: "first" is a third. A teacher at random weights is the control for what a teacher knows;
-DINOv2 takes part where its weights are (`wam assets`).
+DINOv2 takes part where its weights are (`wam assets`). "none" and "first" are trained as in agra.py's study, and again
+here: its other arms have no use for what is measured under changed conditions.
 """
 
 from ml_collections import ConfigDict

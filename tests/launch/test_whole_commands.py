@@ -84,7 +84,6 @@ def test_imagination_is_compared_with_the_simulator_and_hears_other_words(base, 
 
 STUDY = """
 from configs.studies import world2act
-from launch.config import set_field
 
 def get_config():
     config = world2act.get_config()

@@ -68,6 +68,12 @@ def test_the_video_that_is_trained_first_is_a_part_of_the_whole():
     assert all(whole[path].shape == x.shape for path, x in parts.items())
 
 
+@pytest.mark.parametrize(("options", "expected"), [({}, 0.25), ({"actions": False}, 1.0), ({"shared_pass": True}, 1.0)])
+def test_agra_denoises_all_of_a_batch_but_beside_actions_with_a_pass_of_their_own(options, expected):
+    spec = make_spec("agra", video_batch_share=0.25, **options)
+    assert spec.stream("video").noise.batch_share == expected
+
+
 def test_bridged_experts_draw_and_count_the_features_pass():
     rows = dict(spec_rows(make_spec("agra"), TABLETOP))
     assert rows["stream features"].endswith("data of video")

@@ -19,7 +19,7 @@ def chunkwise(
     Chunk t is compared with chunk t, so the order of chunks counts. Masks tell which are there; only chunks that both
     have count, and two sequences without any are 0 alike (leave a sequence without any chunk out: it is no negative).
     """
-    together = _there(video, video_mask)[:, None] & _there(action, action_mask)[None]
+    together = chunks_there(video, video_mask)[:, None] & chunks_there(action, action_mask)[None]
     return masked_mean(jnp.einsum("atd,btd->abt", unit(video), unit(action)), together, -1)
 
 
@@ -30,7 +30,9 @@ def pooled(
     action_mask: Bool[Array, "B T"] | None = None,
 ) -> Float[Array, "A B"]:
     """The ablation: the cosine of the two means over chunks, which does not know in what order they come."""
-    means = (masked_mean(x, _there(x, mask)[..., None], 1) for x, mask in ((video, video_mask), (action, action_mask)))
+    means = (
+        masked_mean(x, chunks_there(x, mask)[..., None], 1) for x, mask in ((video, video_mask), (action, action_mask))
+    )
     return jnp.einsum("ad,bd->ab", *map(unit, means))
 
 
@@ -52,5 +54,6 @@ def retrieval_accuracy(similarity: Float[Array, "N N"]) -> Float[Array, ""]:
     return (jnp.mean(similarity.argmax(1) == own) + jnp.mean(similarity.argmax(0) == own)) / 2
 
 
-def _there(chunks: Float[Array, "N T D"], mask: Bool[Array, "N T"] | None) -> Bool[Array, "N T"]:
+def chunks_there(chunks: Float[Array, "N T D"], mask: Bool[Array, "N T"] | None) -> Bool[Array, "N T"]:
+    """Which chunks count: all, where there is no mask."""
     return jnp.ones(chunks.shape[:2], bool) if mask is None else mask

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from wam_jax.nn.convolution import Conv, GroupNorm
 from wam_jax.nn.module import Definition, Linear, define
-from wam_jax.objectives.contrastive import chunkwise, info_nce, pooled, retrieval_accuracy
+from wam_jax.objectives.contrastive import chunks_there, chunkwise, info_nce, pooled, retrieval_accuracy
 from wam_jax.objectives.masked import masked_mean
 from wam_jax.sharding import constrain
 
@@ -201,10 +201,11 @@ def all_similarities(
     A batch is cut over devices, and all is compared with all: the vectors are gathered, and at once. (Gathered one by
     one, each as it is needed, simulated devices of a CPU can end up waiting for each other.)
     """
-    there = jnp.ones(video.shape[:2], bool) if mask is None else mask
-    parts = jnp.concatenate([video, action, there[..., None].astype(video.dtype)], -1)
+    there = chunks_there(video, mask)[..., None].astype(video.dtype)
+    parts = jnp.concatenate([video, action, there], -1)
     video, action, there = jnp.split(constrain(parts, (None, None, None)), (video.shape[-1], 2 * video.shape[-1]), -1)
-    return SIMILARITIES[config.similarity](video, action, there[..., 0] > 0, there[..., 0] > 0)
+    mask = there[..., 0] > 0
+    return SIMILARITIES[config.similarity](video, action, mask, mask)
 
 
 def inverse_loss(

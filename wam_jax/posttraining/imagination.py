@@ -71,7 +71,8 @@ def drift(
       features: frozen encoders of pictures by their names; each adds ``frechet_NAME``, of all pictures of a moment.
 
     Returns:
-      ``psnr``, ``ssim``, ``lpips_NET``: means over episodes and cameras; ``position_error``: metres, over objects.
+      ``psnr``, ``ssim``, ``lpips_NET``: means over episodes and cameras; ``position_error``: metres, over objects;
+      ``frechet_NAME``.
 
     Raises:
       ValueError: there are too few pictures of a moment for a Fréchet distance.

@@ -35,10 +35,11 @@ def agra(
 
     Args:
       noise: "uniform", or "logit_normal": more weight on high noise, for small models from scratch.
-      video_batch_share: share of the batch on which video is denoised; all of it where actions read that pass.
+      video_batch_share: share of the batch on which video is denoised beside actions; all of it where they read that
+        pass, and where there are none.
     """
     level = noise_named(noise)
-    share = 1.0 if shared_pass else video_batch_share
+    share = video_batch_share if actions and not shared_pass else 1.0
     of_video = video(noise=StreamNoise(distribution=level, batch_share=share), loss_weight=video_loss_weight)
     if not actions:
         return Spec(
