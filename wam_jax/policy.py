@@ -10,7 +10,7 @@ from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.nn.module import Definition, Params
 from wam_jax.tokenizers.tokenizer import State, Tokenizer
 from wam_jax.types import Batch, Observation
-from wam_jax.wam.history import History, empty_history, generate, newest, observe
+from wam_jax.wam.history import History, empty_history, generate, newest, nothing_executed, observe
 from wam_jax.wam.lens import Lens
 from wam_jax.wam.model import Known, WorldActionModel
 from wam_jax.wam.sample import ATTENTION, sample
@@ -32,12 +32,12 @@ class PolicyState:
 
     Attributes:
       history: the rolling cache.
-      executed: the (normalised) actions it gave last.
+      executed: the (normalised) actions it gave last, and what else it predicted in their place (latent actions).
       tokens: what the tokenizer keeps of the images so far.
     """
 
     history: History
-    executed: Float[Array, "B k A"]
+    executed: dict[str, Float[Array, "B k _"]]
     tokens: State
 
 
@@ -69,10 +69,9 @@ class Policy:
         if self.candidates > 1:
             raise ValueError(f"{model.spec.name} remembers one past, not several; set evaluation.candidates=1")
         known = self._now(model, params, observation)
-        shape = (len(known.embodiment), model.layout.actions_per_block, model.interface.action_size)
         tokens = jax.eval_shape(params.tokenizer.start, observation.images[:, -1])[1]
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tokens)
-        return PolicyState(empty_history(model, known), jnp.zeros(shape), blank)
+        return PolicyState(empty_history(model, known), nothing_executed(model, len(known.embodiment)), blank)
 
     def images(self, params: PolicyParams) -> tuple[int, ...]:
         """How many control steps ago each image of an observation was taken, the newest last.
@@ -149,8 +148,10 @@ class Policy:
         known = self._known(model, latents, observation)
         history, context = observe(model, policy_state.history, known, policy_state.executed)
         now = newest(model, known)
-        chunk = sample(model, now, rng, self.mode, want=("action",), steps=self.steps, context=context)["action"]
-        return jnp.asarray(self.codec.decode(chunk)), PolicyState(history, chunk, tokens)
+        acting = tuple(policy_state.executed)
+        found = sample(model, now, rng, self.mode, want=acting, steps=self.steps, context=context)
+        executed = {name: found[name] for name in acting}
+        return jnp.asarray(self.codec.decode(found["action"])), PolicyState(history, executed, tokens)
 
     def _best(self, model: WorldActionModel, known: Known, rng: jax.Array) -> Float[Array, "B K A"]:
         """Best of several chunks by predicted value (Cosmos Policy).

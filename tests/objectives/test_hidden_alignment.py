@@ -140,15 +140,41 @@ def test_the_pass_that_actions_read_is_the_same_in_training_and_in_acting(tiny, 
     np.testing.assert_allclose(acting, training, atol=1e-4, rtol=1e-4)
 
 
-def test_which_stream_is_aligned(tiny):
-    def stream(name: str, on: str) -> str | None:
-        definition = aligned(tiny, name, on=on)
-        return definition.bind(definition.shapes()).aligned_stream()
+@pytest.mark.parametrize(
+    ("name", "on", "groups"),
+    [
+        ("agra", "action_condition", {"video 0", "features 1 noisy"}),
+        ("agra", "video", {"video 0", "video 1 noisy"}),
+        ("fast_wam", "action_condition", {"video 0"}),  # its actions read the present alone
+        ("uwm", "action_condition", {"video 0", "video 1 noisy"}),
+        ("fast_wam_idm", "action_condition", {"video 0", "video 1"}),  # and here a future that is done
+        ("repwam", "action_condition", {"video 0", "video 1", "video 1 noisy", "video 2 noisy"}),
+    ],
+)
+def test_what_is_aligned(tiny, name, on, groups):
+    model = aligned(tiny, name, on=on)
+    assert {str(group) for group in model.bind(model.shapes()).aligned_groups()} == groups
 
-    assert stream("agra", "action_condition") == "features"
-    assert stream("agra", "video") == "video"
-    assert stream("fast_wam", "action_condition") is None  # its actions read the present alone
-    assert stream("uwm", "action_condition") == "video"
+
+def test_where_actions_read_the_present_alone_all_of_the_batch_is_aligned(tiny, batch):
+    """Though video is denoised on a share of it."""
+    definition = aligned(tiny, "fast_wam")
+    seen = []
+
+    def run(params):
+        model = definition.bind(params)
+        auxiliary = model.auxiliary(jnp.asarray(taught(batch).streams[TEACHER].values), jnp.asarray(batch.image_mask))
+        watch = dataclasses.replace(auxiliary, loss=lambda shown: seen.append(shown) or auxiliary.loss(shown))
+        return flow_matching_loss(model, known_from_batch(model, batch, batch.latents), jax.random.key(0), watch)[0]
+
+    jax.eval_shape(run, tiny.params(definition))
+    assert len(seen) == 1
+    assert {x.shape[1] for x in seen[0].layers.values()} == {len(batch.latents)}
+
+
+def test_video_that_is_not_trained_is_not_aligned_in_silence(tiny):
+    with pytest.raises(ValueError, match="alignment on 'video': reactive trains no video; choose action_condition"):
+        aligned(tiny, "reactive", on="video").shapes()
 
 
 @pytest.mark.parametrize(

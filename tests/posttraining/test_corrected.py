@@ -67,5 +67,5 @@ def test_a_base_that_remembers_is_told_what_was_done(make_corrected):
     actions, memory = jax.jit(policy.act)(params, memory, seen, jax.random.key(3))
     alone, own = jax.jit(policy.propose)(params, policy.init_state(params, seen), seen, jax.random.key(3))
     assert np.abs(actions - alone).max() > 1e-3
-    np.testing.assert_allclose(base.codec.decode(memory.executed), actions, atol=1e-5)
-    np.testing.assert_allclose(base.codec.decode(own.executed), alone, atol=1e-5)
+    np.testing.assert_allclose(base.codec.decode(memory.executed["action"]), actions, atol=1e-5)
+    np.testing.assert_allclose(base.codec.decode(own.executed["action"]), alone, atol=1e-5)

@@ -11,7 +11,8 @@ import pytest
 from wam_jax.nn.module import define
 from wam_jax.objectives.flow_matching import known_from_batch
 from wam_jax.policy import present
-from wam_jax.wam.history import empty_history, generate, observe
+from wam_jax.types import StreamData
+from wam_jax.wam.history import acting_streams, empty_history, generate, nothing_executed, observe
 from wam_jax.wam.layout import Layout
 from wam_jax.wam.lens import Shown
 from wam_jax.wam.model import Known, Noisy, WorldActionModel
@@ -254,16 +255,22 @@ def test_a_mode_that_lacks_a_stream_says_so(tiny, batch):
 
 
 @pytest.mark.parametrize(
-    ("name", "chunk"),
-    [("dreamzero", 1), ("lingbot_va", 1), ("repwam", 1), pytest.param("repwam", 2, id="repwam-pairs")],
+    ("name", "chunk", "options"),
+    [
+        ("dreamzero", 1, {}),
+        ("lingbot_va", 1, {}),
+        ("repwam", 1, {}),
+        pytest.param("repwam", 2, {}, id="repwam-pairs"),
+        pytest.param("repwam", 1, {"latent_actions": True}, id="repwam-joint"),
+    ],
 )
-def test_rolling_cache_equals_the_whole_window(tiny, batch, name, chunk):
+def test_rolling_cache_equals_the_whole_window(tiny, batch, name, chunk, options):
     """After two real observations, a block is predicted as teacher forcing predicts it with the window in full view."""
     rng = np.random.default_rng(4)
     frames, actions = 1 + 2 * chunk, 4 * chunk
     steps = tuple(range(0, 2 * frames, 2))
     interface = dataclasses.replace(tiny.interface, frame_steps=steps, action_horizon=actions)
-    spec = dataclasses.replace(tiny.spec(name), chunk_frames=chunk)
+    spec = dataclasses.replace(tiny.spec(name, **options), chunk_frames=chunk)
     definition = define(lambda rngs: WorldActionModel(spec, interface, rngs))
     model = definition.bind(tiny.params(definition))
 
@@ -278,6 +285,11 @@ def test_rolling_cache_equals_the_whole_window(tiny, batch, name, chunk):
         action_mask=np.ones((8, actions, interface.action_size), bool),
         proprio=normal(frames, interface.proprio_size),
         proprio_mask=np.ones((8, frames, interface.proprio_size), bool),
+        streams={
+            "latent_action": StreamData(
+                values=normal(frames - 1, interface.latent_action_size), mask=np.ones((8, frames - 1), bool)
+            )
+        },
     )
     window = known_from_batch(model, batch, jnp.asarray(batch.latents))
     future = {s.name: normal(1, *model.layout.future_shape(s)) for s in model.spec.streams if s.role == "denoised"}
@@ -296,7 +308,8 @@ def test_rolling_cache_equals_the_whole_window(tiny, batch, name, chunk):
         groups = model.layout.needed(names, 2)
         whole = model.predict(model.begin(window), groups, window, noisy, names)[0]
         history, _ = observe(model, empty_history(model, at(0)), at(0), None)
-        history, context = observe(model, history, at(1), window.values["action"][:, : 2 * chunk])
+        executed = {s.name: window.values[s.name][:, slice(*model.layout.span(s, 1))] for s in acting_streams(model)}
+        history, context = observe(model, history, at(1), executed)
         late = {n: Noisy(values=jnp.asarray(v)[:, :, v.shape[2] // 2 :], level=level) for n, v in future.items()}
         new = [g for g in model.layout.needed(names, 1) if not g.clean]
         return whole, model.predict(context, new, at(1), late, names)[0]
@@ -313,7 +326,7 @@ def test_the_oldest_block_leaves_and_the_newest_comes_last(tiny, batch):
     histories = [empty_history(model, known)]
     for shift in range(3):
         seen = dataclasses.replace(known, values={**known.values, "video": known.values["video"] + shift})
-        histories.append(observe(model, histories[-1], seen, jnp.zeros((8, 2, 4)))[0])
+        histories.append(observe(model, histories[-1], seen, nothing_executed(model, 8))[0])
     size = len(histories[0].cache.groups) // 2
     assert [float(h.time) for h in histories] == [0, 0, 2, 4]
     assert [g.block for g in histories[0].cache.groups] == [-1] * size + [0] * size
@@ -325,8 +338,10 @@ def test_the_oldest_block_leaves_and_the_newest_comes_last(tiny, batch):
             np.testing.assert_array_equal(a, b)
 
 
-def test_generate_goes_on_block_after_block(tiny, batch):
-    model = bound(tiny, "repwam")
+@pytest.mark.parametrize("options", [{}, {"latent_actions": True}], ids=["actions", "joint"])
+def test_generate_goes_on_block_after_block(tiny, batch, options):
+    model = bound(tiny, "repwam", **options)
     found = jax.jit(lambda known: generate(model, known, jax.random.key(0)))(now(model, batch))
     assert found["video"].shape == batch.latents[:, 1:].shape
     assert found["action"].shape == batch.actions.shape
+    assert ("latent_action" in found) == bool(options)

@@ -6,7 +6,7 @@ predicted at once are regressed.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class Auxiliary:
       name: of its metric, after ``loss/``.
       weight: of its part of the whole.
       lens: what is shown.
-      stream: the pass in which its noisy tokens run; None: any, for what is shown of the present.
+      stream: the pass in which its noisy tokens run; None: any, for what is shown of what is given.
       loss: of what is shown; it may be of the first samples of the batch only.
     """
 
@@ -63,16 +63,24 @@ def flow_matching_loss(
     known = _drop_text(_noise_context(known, spec.context_noise, context_key, model), spec.text_dropout, text_key)
     lens = auxiliary.lens if auxiliary else None
     context = model.extend(model.begin(known, lens=lens), layout.context, known)
-    total, metrics = jnp.zeros(()), {}
+    total, metrics, host = jnp.zeros(()), {}, _host(model, auxiliary)
     for part, part_key in zip(layout.components, part_keys, strict=True):
         errors, shown = _errors(model, context, known, {name: targets[name] for name in part}, part_key)
         for stream, error in errors.items():
             total = total + spec.stream(stream).loss_weight * error
             metrics[f"loss/{stream}"] = error
-        if auxiliary and (auxiliary.stream in part or (auxiliary.stream is None and part == layout.components[0])):
+        if auxiliary and part == host:
             metrics[f"loss/{auxiliary.name}"] = auxiliary.loss(shown)
             total = total + auxiliary.weight * metrics[f"loss/{auxiliary.name}"]
     return total, metrics
+
+
+def _host(model: WorldActionModel, auxiliary: Auxiliary | None) -> tuple[str, ...] | None:
+    """The component in whose pass an auxiliary loss is: of those that have its stream, that on most of the batch."""
+    if auxiliary is None:
+        return None
+    parts = [part for part in model.layout.components if auxiliary.stream is None or auxiliary.stream in part]
+    return max(parts, key=lambda part: _batch_share(_noises(model, part)))
 
 
 def known_from_batch(model: WorldActionModel, batch: Batch, latents: Float[Array, "B T V h w C"]) -> Known:
@@ -163,7 +171,7 @@ def _errors(
 ) -> tuple[dict[str, Float[Array, ""]], Shown]:
     """Error of each stream of a component, on its share of the batch; what the context's lens shows of the pass."""
     spec = model.spec
-    noises = {name: noise for name in targets if (noise := spec.stream(name).noise) is not None}
+    noises = _noises(model, targets)
     context, known, targets = _first(_share(noises, len(known.embodiment)), (context, known, targets))
     noisy, velocity = _add_noise(model, noises, targets, key)
     trained = [name for name in targets if spec.stream(name).loss_weight]
@@ -182,13 +190,22 @@ def _errors(
     return errors, shown
 
 
+def _noises(model: WorldActionModel, names: Iterable[str]) -> dict[str, StreamNoise]:
+    """Of those that are denoised."""
+    return {name: noise for name in names if (noise := model.spec.stream(name).noise) is not None}
+
+
+def _batch_share(noises: dict[str, StreamNoise]) -> float:
+    return min((noise.batch_share for noise in noises.values()), default=1.0)
+
+
 def _share(noises: dict[str, StreamNoise], batch: int) -> int:
     """The number of samples on which a component is trained.
 
     Raises:
       ValueError: if they do not divide over the devices that share the batch.
     """
-    share = min((noise.batch_share for noise in noises.values()), default=1.0)
+    share = _batch_share(noises)
     count, devices = math.ceil(share * batch), mesh_axis_size("data") * mesh_axis_size("fsdp")
     if count % devices:
         raise ValueError(

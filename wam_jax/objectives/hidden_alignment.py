@@ -9,6 +9,7 @@ import dataclasses
 from typing import get_args
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -18,6 +19,7 @@ from wam_jax.objectives.flow_matching import Auxiliary
 from wam_jax.wam.lens import Lens, Shown
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.spec import Interface, Spec
+from wam_jax.wam.visibility import Group
 
 PASSES = ("video", "action_condition")
 PROJECTORS = "projectors"  # parameters of this name are trained beside the model, and dropped
@@ -29,8 +31,8 @@ class AlignmentConfig:
 
     Attributes:
       weight: of the loss.
-      on: the pass whose tokens are aligned: "video", where the video is denoised; "action_condition", that which
-        actions read (where they read the present alone, the present). The present's tokens are in both.
+      on: the pass whose tokens are aligned: "video", where the video is denoised, with the present; or
+        "action_condition", all video that actions read (noisy, clean, or the present alone).
       layers: of the trunk; tokens after them. Empty: one, after a third of its depth (the paper's best single one).
       projector: "linear", "mlp" or "conv", see ``Projector``.
       teacher_width: channels of the encoder's features.
@@ -65,18 +67,24 @@ class AlignedModel(WorldActionModel):
     def __init__(self, spec: Spec, interface: Interface, config: AlignmentConfig, rngs: nnx.Rngs):
         super().__init__(spec, interface, rngs)
         self.alignment = config
+        if config.on == "video" and not (
+            video_stream(spec) in spec.generated and spec.stream(video_stream(spec)).loss_weight
+        ):
+            raise ValueError(f"alignment on 'video': {spec.name} trains no video; choose action_condition")
         width = spec.expert_of(video_stream(spec)).width
         self.projectors = nnx.List(
             [Projector(config.projector, width, config.teacher_width, rngs) for _ in config.layers_of(spec)]  # type: ignore[arg-type]
         )
 
-    def aligned_stream(self) -> str | None:
-        """The stream whose noisy tokens are aligned beside the present's; None: none."""
+    def aligned_groups(self) -> tuple[Group, ...]:
+        """Whose tokens are aligned."""
+        of = self.spec.stream
         if self.alignment.on == "video":
-            return video_stream(self.spec)
-        acting = [s.name for s in self.spec.streams if s.kind == "action" and s.role != "context"]
-        read = [g.stream for g in self.layout.needed(acting) if not g.clean]
-        return next((name for name in read if self.spec.stream(name).kind == "video"), None)
+            video = video_stream(self.spec)
+            groups = [g for g in self.layout.needed([video]) if not g.clean or g.block == 0]
+            return tuple(g for g in groups if g.stream == video)
+        acting = [name for name in self.spec.generated if of(name).kind == "action"]
+        return tuple(g for g in self.layout.needed(acting) if of(g.stream).kind == "video")
 
     def auxiliary(self, teacher: Float[Array, "B T V r c D"], mask: Bool[Array, "B T V"]) -> Auxiliary:
         """The alignment as a part of ``flow_matching_loss``; arguments as in ``alignment_loss``."""
@@ -84,7 +92,7 @@ class AlignedModel(WorldActionModel):
             name="alignment",
             weight=self.alignment.weight,
             lens=Lens(layers=self.alignment.layers_of(self.spec)),
-            stream=self.aligned_stream(),
+            stream=next((g.stream for g in self.aligned_groups() if not g.clean), None),
             loss=lambda shown: self.alignment_loss(shown, teacher, mask),
         )
 
@@ -98,19 +106,17 @@ class AlignedModel(WorldActionModel):
           teacher: features of the clean frames, the present first; of more samples than ``shown``, the first count.
           mask: which of them are there.
         """
-        stream, present = self.aligned_stream(), video_stream(self.spec)
-        groups = [g for g in shown.layers if g.clean and g.block == 0 and g.stream == present]
-        groups += sorted(
-            (g for g in shown.layers if not g.clean and g.draw == 0 and g.stream == stream), key=lambda g: g.block
-        )
+        groups = self.aligned_groups()
+        spans = [self.layout.span(self.spec.stream(group.stream), group.block) for group in groups]
+        moments = np.concatenate([np.arange(*span) for span in spans])
         rows, columns = self.layout.grid
         hidden = rearrange(
             jnp.concatenate([shown.layers[group] for group in groups], 2),
             "l b (t v r c) d -> l (b v) t r c d", v=self.interface.cameras, r=rows, c=columns,
         )  # fmt: skip
-        frames, samples = hidden.shape[2], hidden.shape[1] // self.interface.cameras
-        target = rearrange(teacher[:samples, :frames], "b t v r c d -> (b v) t r c d")
-        there = rearrange(mask[:samples, :frames], "b t v -> (b v) t")
+        samples = hidden.shape[1] // self.interface.cameras
+        target = rearrange(teacher[:samples, moments], "b t v r c d -> (b v) t r c d")
+        there = rearrange(mask[:samples, moments], "b t v -> (b v) t")
         layers = zip(self.projectors, hidden, strict=True)
         return jnp.stack([cosine(project(x), target, there) for project, x in layers]).mean()
 

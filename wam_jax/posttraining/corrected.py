@@ -79,7 +79,8 @@ class CorrectedPolicy(Policy):
         moved = self.chunks.decode(self.wanted(params, base, observation)) - self.chunks.decode(encoded)
         actions = base + jnp.asarray(moved)
         if policy_state is not None:
-            policy_state = dataclasses.replace(policy_state, executed=jnp.asarray(self.codec.encode(actions)))
+            executed = {**policy_state.executed, "action": jnp.asarray(self.codec.encode(actions))}
+            policy_state = dataclasses.replace(policy_state, executed=executed)
         return actions, policy_state
 
     def wanted(

@@ -6,7 +6,7 @@ never outlive their execution (LingBot-VA).
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +50,9 @@ def empty_history(model: WorldActionModel, known: Known) -> History:
 
 
 def observe(
-    model: WorldActionModel, history: History, known: Known, executed: Float[Array, "B k A"] | None
+    model: WorldActionModel, history: History, known: Known, executed: Mapping[str, Float[Array, "B k _"]] | None
 ) -> tuple[History, Context]:
-    """Adds the present block: ``known``'s frames and state, and the actions that led to them (none at the start).
+    """Adds the present block: ``known``'s frames and state, and what of ``acting_streams`` led to them (None at first).
 
     The frames are those since the last call, as many as a block has, the newest last; at the start only the last one
     counts.
@@ -99,13 +99,13 @@ def generate(
     if not model.layout.autoregressive:
         return sample(model, known, key, mode, want=want, steps=steps)
     history, executed, parts = empty_history(model, known), None, []
-    acting = [stream.name for stream in _acting(model)]
+    acting = [stream.name for stream in acting_streams(model)]
     for block in range(model.layout.num_blocks):
         history, context = observe(model, history, known, executed)
         now = newest(model, known)
         found = sample(model, now, jax.random.fold_in(key, block), mode, steps=steps, context=context)
         parts.append(found)
-        executed = next((found[name] for name in acting if name in found), None)
+        executed = {name: found[name] for name in acting if name in found}
         values = {n: found.get(n, data) for n, data in known.values.items() if n not in acting}
         known = dataclasses.replace(known, values={**known.values, **values})
     names = parts[0] if want is None else want
@@ -121,21 +121,23 @@ def _run_block(model: WorldActionModel, context: Context, known: Known) -> Cache
     return Cache(cache.groups[added:], cache.entries[added:])
 
 
-def _as_block(model: WorldActionModel, known: Known, executed: Array | None) -> Known:
+def _as_block(model: WorldActionModel, known: Known, executed: Mapping[str, Array] | None) -> Known:
     """The present as the data of block 1: a window whose first frame is not looked at."""
     values, frames = {}, model.layout.frames_per_block
     for name, data in known.values.items():
         held = jnp.repeat(data[:, :1], 1 + frames - data.shape[1], 1)  # the first, and what is not known of the others
         values[name] = jnp.concatenate([held, data], 1)
-    for stream in _acting(model):
-        if executed is None:
-            executed = jnp.zeros((len(known.embodiment), *model.layout.future_shape(stream, 1)))
-        values[stream.name] = executed
+    values |= {**nothing_executed(model, len(known.embodiment)), **(executed or {})}
     return dataclasses.replace(known, values=values, present={})
 
 
-def _acting(model: WorldActionModel) -> list[Stream]:
-    """What is executed: actions, or latent actions in their stead."""
+def nothing_executed(model: WorldActionModel, batch: int) -> dict[str, Float[Array, "B k _"]]:
+    """Of each of ``acting_streams``, one block of zeros."""
+    return {stream.name: jnp.zeros((batch, *model.layout.future_shape(stream, 1))) for stream in acting_streams(model)}
+
+
+def acting_streams(model: WorldActionModel) -> list[Stream]:
+    """What is executed: actions, and latent actions in their stead or beside them."""
     return [stream for stream in model.spec.streams if stream.kind in ("action", "latent_action")]
 
 
