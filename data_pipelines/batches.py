@@ -166,7 +166,8 @@ class BatchAssembler:
         spec, first, last = self._spec, self.table.row[windows], self.table.last_row[windows]
         frame_rows, frame_mask = take(first, last, spec.frame_offsets)
         action_rows, action_mask = take(first, last, np.arange(spec.action_horizon))
-        acts = action_mask & self._labelled[windows][:, None]
+        labelled = self._labelled[windows][:, None]  # of what else is recorded, only the pictures are looked at
+        acts = action_mask & labelled
         # Past the end the robot holds still: displacements stay, everything else keeps its last value.
         raw = np.where(action_mask[..., None] | ~self._codec.cumulative, self._actions[action_rows], 0.0)
         actions = self._codec.encode(raw).astype(np.float32)
@@ -181,7 +182,7 @@ class BatchAssembler:
             "actions": actions,
             "action_mask": np.repeat(acts[..., None], actions.shape[-1], -1),
             "proprio": proprio,
-            "proprio_mask": np.repeat(frame_mask[..., None], proprio.shape[-1], -1),
+            "proprio_mask": np.repeat((frame_mask & labelled)[..., None], proprio.shape[-1], -1),
             "embodiment": self._embodiment[windows],
             "streams": self._streams(depth, last[:, None] - frame_rows, frame_mask),
         }

@@ -158,7 +158,8 @@ class _Shared:
             shapes = object_shapes(self.config.demos.object_shapes)
             fit, test = (draw_scenes(task, size, _SCENES, seed, shapes, cameras) for seed in _SCENE_SEEDS)
             found.append(probe_tokenizer(self.tokenizer, fit, test))
-        return {f"probe_{name}": float(np.mean([row[name] for row in found if name in row])) for name in found[-1]}
+        names = dict.fromkeys(name for row in found for name in row)  # not every task has all of them
+        return {f"probe_{name}": float(np.mean([row[name] for row in found if name in row])) for name in names}
 
 
 def _train(
@@ -272,6 +273,13 @@ def _report(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path,
     figure = media.bars({name: arm_result(rows).pooled for name, rows in results.items()}, "Success")
     (workdir / "success.png").write_bytes(figure)
     report.add_image("", figure)
+    if len(tasks := list(study.base.demos.tasks)) > 1:
+        by_task = {
+            name: [str(Rate(int(part.sum()), part.size)) for part in np.split(rows, len(tasks), 1)]
+            for name, rows in results.items()
+        }
+        report.add_table("By task", ("arm", *tasks), [(name, *rates) for name, rates in by_task.items()])
+        console.table("By task", ("arm", *tasks), [(name, *rates) for name, rates in by_task.items()])
     report.add_table("Differences on the same episodes", DIFFERENCE_COLUMNS, differences)
     axes = _add_changed(report, study, finished, workdir)
     report.add_table("Also measured (mean over seeds, and their standard deviation)", columns, measured)

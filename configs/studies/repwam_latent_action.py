@@ -3,9 +3,9 @@
     wam study configs/studies/repwam_latent_action.py
 
 360 episodes of each task are video alone, 40 are labelled. RepWAM (arXiv 2606.13674) finds two stages (latent actions,
-then the robot's) better than pretraining without them, and predicting both at once worse. All arms have the same
-training on labelled episodes; "demonstrations" has only that, "joint" has the steps of both stages. Latents are TAEF2's
-(`wam assets`): of those in repwam_tokenizer.py the best to act on, so that there is success to tell apart.
+then the robot's) better than pretraining without them, and predicting both at once worse. All arms see as many labelled
+windows; "demonstrations" sees nothing else, "joint" has the steps of both stages, half of each batch labelled. Latents
+are TAEF2's (`wam assets`): of those in repwam_tokenizer.py the best to act on, so that there is success to tell apart.
 Half of configs/repwam's steps a stage: there are three arms of two stages, at three seeds.
 """
 
@@ -34,7 +34,12 @@ def get_config() -> ConfigDict:
             "two_stage": {
                 "before": {**video, "model.options.robot_actions": False, "model.options.latent_actions": True}
             },
-            "joint": {**video, "model.options.latent_actions": True, "train.optimizer.steps": 2 * STEPS},
+            "joint": {
+                **video,
+                "data.weights": (1.0, 1.0, 1.0, 1.0),  # labelled reach and lift, then the videos of both
+                "model.options.latent_actions": True,
+                "train.optimizer.steps": 2 * STEPS,
+            },
         },
         allow_dotted_keys=True,
     )

@@ -56,6 +56,7 @@ def test_action_free_video_comes_beside_demonstrations(config: ConfigDict) -> No
     batch = next(data.batches(NUM_WINDOWS * 2, 0, None))
     labelled = batch.action_mask.any((1, 2))
     assert 0 < labelled.sum() < len(labelled)
+    np.testing.assert_array_equal(batch.proprio_mask.any((1, 2)), labelled)  # of the others, only pictures count
     assert batch.image_mask[:, 0].all()
     only_labelled = config.copy_and_resolve_references()
     only_labelled.unlabelled = ""

@@ -1,9 +1,13 @@
 """Arms against each other: known rates, and intervals that hold what they promise."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from wam_jax.evaluation.heldout import Heldout
 from wam_jax.evaluation.study import arm_result, bootstrap_difference, metric_table, study_rows
+from wam_jax.evaluation.study_metrics import heldout_metrics
 
 
 def test_pooled_and_single_seeds():
@@ -58,3 +62,19 @@ def test_tables():
 def test_metrics_are_a_row_each_with_their_spread_over_seeds():
     table = metric_table({"a": [{"psnr": 20.0, "ols": 1.0}, {"psnr": 22.0, "ols": 1.0}], "b": [{"psnr": 30.0}]})
     assert table == [("psnr", "21 ± 1.4", "30"), ("ols", "1 ± 0", "–")]
+
+
+def test_pictures_are_compared_at_the_moments_that_frames_end_in():
+    """Where a tokenizer merges two images, the first of them is nearer to the present, and so easier."""
+    future, shape = np.zeros((1, 4, 1, 16, 16, 3), np.uint8), (1, 3, 4)
+    easy = future.copy()
+    easy[:, ::2] = 255  # wrong where it does not count
+    result = Heldout(
+        present=future[:, 0], future=future, imagined=easy, reconstructed=future,
+        future_mask=np.ones((1, 4, 1), bool), actions=np.zeros(shape), predicted_actions=None,
+        action_mask=np.ones(shape, bool), tubelet=2,
+    )  # fmt: skip
+    found = heldout_metrics({"some": result}, None)
+    assert found["imagined_psnr"] == found["tokenizer_psnr"] > 50
+    other = dataclasses.replace(result, tubelet=1)
+    assert heldout_metrics({"some": other}, None)["imagined_psnr"] < 50

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 
 from wam_jax.policy import Policy, PolicyParams, decode_future, imagining_mode, present
 from wam_jax.training.losses import Tokenizers, encode_batch
@@ -26,6 +26,7 @@ class Heldout:
       future_mask: which of the future images are of frames within the episode.
       actions, predicted_actions: raw chunks, in the dataset's units; a model that does not act predicts none.
       action_mask: which actions are within the episode.
+      tubelet: images that the tokenizer merges into one frame.
     """
 
     present: UInt8[np.ndarray, "N V H W 3"]
@@ -36,6 +37,11 @@ class Heldout:
     actions: Float[np.ndarray, "N K A"]
     predicted_actions: Float[np.ndarray, "N K A"] | None
     action_mask: Bool[np.ndarray, "N K A"]
+    tubelet: int = 1
+
+    def closing(self, images: Shaped[np.ndarray, "N F ..."]) -> Shaped[np.ndarray, "N f ..."]:
+        """Of the future images, those that frames end in: the same moments whatever the tokenizer merges."""
+        return images[:, self.tubelet - 1 :: self.tubelet]
 
     def image_errors(self) -> dict[str, float]:
         """Mean squared error of pixels in [0, 1] against the real future, for each guess of it."""
@@ -102,6 +108,7 @@ def evaluate_heldout(policy: Policy, params: PolicyParams, batch: Batch, seed: i
         actions=np.asarray(policy.codec.decode(jnp.asarray(batch.actions))),
         predicted_actions=actions,
         action_mask=np.asarray(batch.action_mask),
+        tubelet=params.tokenizer.config.tubelet,
     )
 
 

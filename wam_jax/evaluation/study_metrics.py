@@ -13,8 +13,9 @@ def heldout_metrics(results: Mapping[str, Heldout], lpips: Lpips | None) -> dict
     """Means over datasets.
 
     Returns:
-      of futures ``imagined_*`` and of real ones through the tokenizer ``tokenizer_*``: PSNR (dB), SSIM and LPIPS; of
-      actions ``open_loop_score`` (the share of steps within 0.03 of the demonstration) and ``action_error``.
+      of frames to come ``imagined_*`` and of real ones through the tokenizer ``tokenizer_*``: PSNR (dB), SSIM and LPIPS,
+      on the same moments whatever the tokenizer merges; of actions ``open_loop_score`` (the share of steps within 0.03
+      of the demonstration) and ``action_error``.
     """
     rows = [_of_one(result, lpips) for result in results.values()]
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -23,7 +24,8 @@ def heldout_metrics(results: Mapping[str, Heldout], lpips: Lpips | None) -> dict
 def _of_one(result: Heldout, lpips: Lpips | None) -> dict[str, float]:
     found: dict[str, float] = {}
     for kind, images in (("imagined", result.imagined), ("tokenizer", result.reconstructed)):
-        metrics = video_metrics(images, result.future, result.future_mask, lpips)
+        parts = (result.closing(x) for x in (images, result.future, result.future_mask))
+        metrics = video_metrics(*parts, lpips)
         found |= {f"{kind}_{name}": value for name, value in metrics.items() if "/" not in name and name != "pictures"}
     if result.predicted_actions is not None:
         found["open_loop_score"] = open_loop_score(result.actions, result.predicted_actions, result.action_mask)
