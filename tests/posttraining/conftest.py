@@ -41,7 +41,7 @@ def corrected(system: str, horizon: int, frame_steps: tuple[int, ...], tubelet: 
     codec = ActionCodec(deltas, Affine(np.zeros(4, np.float32), scale), np.ones(4, np.float32), block)
     base = Policy(definition=definition, codec=codec, proprio=Affine.identity(7))
     adapters = define_adapters(AdapterConfig(size=8, video_widths=(8, 8), action_widths=(16, 8)), 8, CHUNK, 4)
-    residual = define_residual(ResidualConfig(image_widths=(8, 8)), 8, 2, 7, 4)
+    residual = define_residual(ResidualConfig(image_widths=(8, 8)), 8, 2, 7, (0.5, 0.5, 0.5, 1.5))
     policy = CorrectedPolicy(
         **{field.name: getattr(base, field.name) for field in dataclasses.fields(Policy)},
         adapters=adapters,

@@ -12,7 +12,8 @@ from wam_jax.posttraining.online import ResidualLearner, WholeLearner
 
 
 def moving(params: CorrectedParams) -> CorrectedParams:
-    return dataclasses.replace(params, residual={**params.residual, "gate": jnp.ones(4)})
+    out = {**params.residual["out"], "kernel": jnp.ones_like(params.residual["out"]["kernel"])}
+    return dataclasses.replace(params, residual={**params.residual, "out": out})
 
 
 def test_with_a_residual_of_zero_it_is_the_base_bit_for_bit(fast_wam):

@@ -6,17 +6,18 @@ import numpy as np
 import optax
 import pytest
 
+from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.posttraining.adapters import AdapterConfig, define_adapters
 from wam_jax.posttraining.residual import ResidualConfig, define_residual
 
-CHUNK, ACTION, PROPRIO = 4, 3, 5
+CHUNK, ACTION, PROPRIO, BOUNDS = 4, 3, 5, (0.5, 0.5, 1.5)
 
 
 @pytest.fixture(scope="module")
 def parts():
     """Both definitions and parameters, and what a policy sees."""
     adapters = define_adapters(AdapterConfig(size=8, action_widths=(16, 8)), 4, CHUNK, ACTION)
-    residual = define_residual(ResidualConfig(image_widths=(8, 8)), 8, 2, PROPRIO, ACTION)
+    residual = define_residual(ResidualConfig(image_widths=(8, 8)), 8, 2, PROPRIO, BOUNDS)
     rng = np.random.default_rng(0)
     seen = (
         jnp.asarray(rng.normal(size=(6, 2 * CHUNK, ACTION)), jnp.float32),
@@ -55,19 +56,42 @@ def test_it_learns_from_its_zero_start_and_reads_all_that_it_is_given(parts):
     for _ in range(150):
         params, state, loss = step(params, state)
         losses.append(float(loss))
-    assert losses[-1] < 0.6 * losses[0]  # as far as a decoder that was never trained can say it
+    assert losses[-1] < 0.65 * losses[0]  # as far as a decoder that was never trained can say it
     adapters, adapter_params, residual, *_ = parts
     run = jax.jit(lambda params, *seen: residual.bind(params)(adapters.bind(adapter_params), *seen))
     for number in range(3):
         other = [jnp.roll(x, 1, 0) if i == number else x for i, x in enumerate(parts[4])]
         assert np.abs(run(params, *other) - run(params, *parts[4])).max() > 1e-2
     loud = jax.tree.map(lambda x: 50 * x, params)
-    assert np.abs(run(loud, *parts[4])).max() <= ResidualConfig().bound
+    assert (np.abs(run(loud, *parts[4])).max((0, 1)) <= np.array(BOUNDS)).all()
+
+
+def test_a_command_can_be_turned_round_and_what_is_normalised_moves_less():
+    affine = Affine(np.array([0, 0.1, 0], np.float32), np.array([2, 1, 1], np.float32))
+    codec = ActionCodec(np.array([True, False, False]), affine)
+    assert ResidualConfig().bounds(codec) == (0.5, 0.5, 1.5)
+
+
+def test_the_place_of_what_is_seen_matters(parts):
+    """Pictures of one bright dot, here and there: the means of all channels are alike."""
+    *_, residual, params, (base, proprio, _) = parts
+    params = {**params, "out": {**params["out"], "kernel": jnp.ones_like(params["out"]["kernel"])}}
+    dots = jnp.zeros((6, 2, 16, 16, 3), jnp.uint8)
+    here, there = dots.at[:, :, 4, 4].set(255), dots.at[:, :, 12, 12].set(255)
+    run = jax.jit(lambda images: residual.bind(params)(parts[0].bind(parts[1]), base, proprio, images))
+    assert np.abs(run(here) - run(there)).max() > 1e-4
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"residual.width=36 does not divide by twice residual.heads=4"):
+        ResidualConfig(width=36)
+    with pytest.raises(ValueError, match=r"residual.image_widths has 12, which does not divide by 8"):
+        ResidualConfig(image_widths=(16, 12))
 
 
 def test_no_gradient_reaches_the_base_or_the_adapters(parts):
     adapters, adapter_params, residual, params, (base, proprio, images) = parts
-    moving = {**params, "gate": jnp.ones(ACTION)}
+    moving = {**params, "out": {**params["out"], "kernel": jnp.ones_like(params["out"]["kernel"])}}
 
     def loss(adapter_params, base):
         return jnp.sum(residual.bind(moving)(adapters.bind(adapter_params), base, proprio, images) ** 2)

@@ -202,6 +202,10 @@ def online_loss(
         )
         rolled = jax.lax.stop_gradient(roll(env, learner, informed, states, batch.video.shape[1], length, key))
         wanted = learner.wanted(params, rolled.seen, rolled.notes)
+        # What is executed counts, or the loss falls by motions that the robot cuts off; gradients are those of what is
+        # wanted, so that a gripper's sign can turn.
+        executed = jnp.asarray(chunks.encode(env.executed(jnp.asarray(chunks.decode(wanted)))))
+        wanted = wanted + jax.lax.stop_gradient(executed - wanted)
         action = bound.of_actions(rearrange(wanted, "t n m a -> n (t m) a"))
         similarity = all_similarities(config, batch.video, action)
         contrastive = info_nce(similarity, temperature or config.temperature)

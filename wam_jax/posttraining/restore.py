@@ -31,7 +31,7 @@ def define_correction(
     told = base.meta["identity"]["interface"]
     config = ResidualConfig(**_with_tuples(identity["residual"]))
     residual = define_residual(
-        config, identity["adapters"]["size"], told["cameras"], told["proprio_size"], told["action_size"]
+        config, identity["adapters"]["size"], told["cameras"], told["proprio_size"], config.bounds(chunks)
     )
     shared = {field.name: getattr(base.policy, field.name) for field in dataclasses.fields(Policy)}
     return CorrectedPolicy(**shared, adapters=adapters, residual=residual, chunks=chunks), adapters, residual

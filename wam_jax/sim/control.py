@@ -25,10 +25,14 @@ def next_command(command: Float[Array, "3"], tcp: Float[Array, "3"], delta: Floa
     return command + jnp.clip(wanted - command, -ACTION_SCALE, ACTION_SCALE)
 
 
+def executed(action: Float[Array, "*B 4"]) -> Float[Array, "*B 4"]:
+    """What of an action is carried out in free space: motion within ±1, the gripper as ±1."""
+    return jnp.concatenate([jnp.clip(action[..., :3], -1, 1), jnp.where(action[..., 3:] > 0, 1.0, -1.0)], -1)
+
+
 def effective_action(old: Float[Array, "3"], new: Float[Array, "3"], gripper: Float[Array, ""]) -> Float[Array, "4"]:
     """The action that was executed: motion of the command in units of ``ACTION_SCALE``, and the gripper as ±1."""
-    moved = jnp.clip((new - old) / ACTION_SCALE, -1, 1)
-    return jnp.append(moved, jnp.where(gripper > 0, 1.0, -1.0))
+    return executed(jnp.append((new - old) / ACTION_SCALE, gripper))
 
 
 def finger_target(gripper: Float[Array, ""]) -> Float[Array, "2"]:
