@@ -1,5 +1,6 @@
 """Rows that hold several episodes, one after the other, so that short ones leave no room empty."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,11 +29,13 @@ class Piece(NamedTuple):
     frames: int
 
 
-def pack(stores: Sequence[EpisodeStore], spacing: int, frames: int, seed: int) -> list[tuple[Piece, ...]]:
+def pack(
+    stores: Sequence[EpisodeStore], embodiments: Sequence[int], spacing: int, frames: int, seed: int
+) -> list[tuple[Piece, ...]]:
     """Rows of at most ``frames`` frames, ``spacing`` control steps apart: first fit, over episodes in random order.
 
     In every order an episode begins at a random one of its first ``spacing`` steps; longer ones than a row are cut.
-    What has fewer than two frames is left out.
+    What has fewer than two frames is left out. All episodes of a row are of one embodiment: a batch has one a row.
 
     Raises:
       ValueError: if nothing is left.
@@ -51,7 +54,7 @@ def pack(stores: Sequence[EpisodeStore], spacing: int, frames: int, seed: int) -
             while left > 1:
                 count = min(left, frames)
                 row = int(first_rows[number] + store.episode_starts[episode]) + begin
-                _place(opened, Piece(number, episode, begin, row, count), frames)
+                _place(opened, Piece(number, episode, begin, row, count), embodiments, frames)
                 # The last frame of a part is the first of the next: what happens between them is in one of them.
                 begin, left = begin + (count - 1) * spacing, left - (count - 1)
             while len(opened) > _OPEN:
@@ -62,9 +65,10 @@ def pack(stores: Sequence[EpisodeStore], spacing: int, frames: int, seed: int) -
     return rows
 
 
-def _place(opened: list[list[Piece]], piece: Piece, frames: int) -> None:
+def _place(opened: list[list[Piece]], piece: Piece, embodiments: Sequence[int], frames: int) -> None:
     for pieces in opened:
-        if sum(other.frames for other in pieces) + piece.frames <= frames:
+        same_robot = embodiments[pieces[0].store] == embodiments[piece.store]
+        if same_robot and sum(other.frames for other in pieces) + piece.frames <= frames:
             pieces.append(piece)
             return
     opened.append([piece])
@@ -82,7 +86,7 @@ class PackedAssembler(BatchAssembler):
         """
         spacings = set(np.diff(spec.frame_offsets).tolist())
         self.spacing = spacings.pop() if spacings else 1
-        self.rows = pack(stores, self.spacing, len(spec.frame_offsets), seed)
+        self._seed = seed
         super().__init__(stores, spec, *more)
         actions = self.spacing * (len(spec.frame_offsets) - 1)
         sums = bool(self._codec.cumulative.any()) and self._codec.block != self.spacing
@@ -96,6 +100,12 @@ class PackedAssembler(BatchAssembler):
         if spec.tubelet > 1 and self._latents is None:
             raise ValueError("packed rows of a tokenizer that merges images need data.precompute_latents=True")
         self._episodes = 1 + max(len(row) for row in self.rows)  # and what is left empty
+
+    @functools.cached_property
+    def rows(self) -> list[tuple[Piece, ...]]:
+        """The pieces of every row."""
+        # Packed when the base's __init__ first looks at a frame: by then it knows the embodiments.
+        return pack(self.stores, self._embodiments, self.spacing, len(self._spec.frame_offsets), self._seed)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -111,7 +121,8 @@ class PackedAssembler(BatchAssembler):
         frame_row = np.zeros((size, frames), np.int64)
         action_row = np.zeros((size, actions), np.int64)
         episode = np.full((size, frames), -1)
-        acts, labelled = np.zeros((size, actions), bool), np.ones((size, actions), bool)
+        # A model is told of a whole row whether it has actions: what is hidden must not be in it.
+        acts, shown, felt = (np.zeros((size, count), bool) for count in (actions, actions, frames))
         text_row = np.full((size, self._episodes), -1)
         for i, row in enumerate(rows):
             at = 0
@@ -119,14 +130,15 @@ class PackedAssembler(BatchAssembler):
                 moves = slice(at * self.spacing, (at + piece.frames - 1) * self.spacing)
                 frame_row[i, at : at + piece.frames] = piece.row + self.spacing * np.arange(piece.frames)
                 action_row[i, moves] = piece.row + np.arange(moves.stop - moves.start)
-                acts[i, moves], labelled[i, moves] = True, self._labelled_stores[piece.store]
+                acts[i, moves] = True
+                shown[i, moves] = felt[i, at : at + piece.frames] = self._labelled_stores[piece.store]
                 episode[i, at : at + piece.frames] = number
                 text_row[i, number] = self._text_rows[piece.store][piece.episode]
                 at += piece.frames
         there = episode >= 0
         raw = np.where(acts[..., None] | ~self._codec.cumulative, self._actions[action_row], 0.0)
         encoded = self._codec.encode(raw).astype(np.float32)
-        proprio = np.where(there[..., None], self._proprio[frame_row], 0.0).astype(np.float32)
+        proprio = np.where(felt[..., None], self._proprio[frame_row], 0.0).astype(np.float32)
         stacked = np.stack([frame for _, frame, _ in samples])
         said = text_row >= 0
         mask = self._text.mask[text_row] & said[..., None]
@@ -137,10 +149,10 @@ class PackedAssembler(BatchAssembler):
             "images": None if latents else stacked,
             "latents": stacked.astype(np.float32) if latents else None,
             "image_mask": np.repeat(there[..., None], len(spec.cameras), -1),
-            "actions": np.where(acts[..., None], encoded, 0.0),
-            "action_mask": np.repeat((acts & labelled)[..., None], encoded.shape[-1], -1),
+            "actions": np.where(shown[..., None], encoded, 0.0),
+            "action_mask": np.repeat(shown[..., None], encoded.shape[-1], -1),
             "proprio": proprio,
-            "proprio_mask": np.repeat(there[..., None], proprio.shape[-1], -1),
+            "proprio_mask": np.repeat(felt[..., None], proprio.shape[-1], -1),
             "embodiment": np.array([self._embodiments[row[0].store] for row in rows], np.int32),
             "episode": np.where(there, episode, self._episodes - 1),
         }

@@ -31,8 +31,8 @@ from wam_jax.tokenizers.latent_action import (
 from wam_jax.tokenizers.latent_action_usage import usage
 from wam_jax.tokenizers.published import load_published
 from wam_jax.tokenizers.tokenizer import Tokenizer
-from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, latent_statistics
-from wam_jax.training.losses import Tokenizers, latent_action_loss, tokenizer_loss
+from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, encode_in_parts, latent_statistics
+from wam_jax.training.losses import Tokenizers, latent_action_loss, tokenizer_loss, within_episodes
 from wam_jax.training.optimizer import OptimizerConfig
 from wam_jax.training.run import is_run, open_run
 from wam_jax.training.trainer import Trainer
@@ -138,20 +138,33 @@ def find_latent_actions(
     """That of ``config.latent_action.init``, or one trained here.
 
     Raises:
-      ConfigError: it is for other latents.
+      ConfigError: it is for latents of another shape, or was learned on another tokenizer's.
       TokenizerMissing: ``config.latent_action.init`` has none.
     """
     wanted = (len(data.windows.cameras), tuple(tokenizer.config.latent_shape))
     if not config.latent_action.init:
         return train_latent_actions(config, data, tokenizer, latents, mesh, workdir / LATENT_ACTION)
-    found = saved.load(Path(config.latent_action.init) / LATENT_ACTION, LATENT_ACTION)
+    folder = Path(config.latent_action.init) / LATENT_ACTION
+    found = saved.load(folder, LATENT_ACTION)
     assert isinstance(found, FrozenLatentActions)
     if (found.config.cameras, tuple(found.config.latent_shape)) != wanted:
         raise ConfigError(
             f"the latent actions of {config.latent_action.init} are of {found.config.cameras} cameras with latents of "
             f"{found.config.latent_shape}, this data has {wanted[0]} with {wanted[1]}; train them on its tokenizer"
         )
+    _check_learned_on(folder, tokenizer)
     return found
+
+
+def _check_learned_on(folder: Path, tokenizer: Tokenizer) -> None:
+    key, own = saved.latents_of(folder), tokenizer_key(tokenizer)
+    if key is None:
+        console.log(f"{folder} does not say on which tokenizer its latent actions were learned; be sure it is this one")
+    elif key != own:
+        raise ConfigError(
+            f"the latent actions in {folder} were learned on latents of tokenizer {key[:12]}, this run has {own[:12]}; "
+            "set tokenizer.init to the tokenizer they were learned on, or train others with latent_action.init=''"
+        )
 
 
 def train_latent_actions(
@@ -185,7 +198,7 @@ def train_latent_actions(
     state = run_job(config, data, directory, job)
     windows, mask = sample_latents(config, data, tokenizer, latents)
     frozen = latent_action_statistics(sizes, state.acting, windows, mask)
-    saved.save(directory, frozen)
+    saved.save(directory, frozen, tokenizer_key(tokenizer))
     console.log(f"latent actions: {usage(sizes, state.acting, windows, mask).summary}")
     return frozen
 
@@ -193,12 +206,12 @@ def train_latent_actions(
 def sample_latents(
     config: ConfigDict, data: Data, tokenizer: Tokenizer, latents: list[LatentSource] | None
 ) -> tuple[Any, Any]:
-    """Latents [M, T, V, h, w, C] and mask [M, T, V] of some training windows."""
+    """Latents [M, T, V, h, w, C] and mask [M, T, V] of some training windows, each within an episode."""
     batch = next(data.batches(_SAMPLE, config.seed + 1, latents))
-    found = batch.latents
+    found: Any = batch.latents
     if found is None:
-        found = jax.jit(lambda tokenizer, images: tokenizer.encode(images))(tokenizer, batch.images)
-    return jnp.asarray(found), jnp.asarray(batch.image_mask)
+        found = encode_in_parts(tokenizer, batch.images)
+    return within_episodes(jnp.asarray(found), jnp.asarray(batch.image_mask), batch.episode)
 
 
 def with_images_for(tokenizer: Tokenizer, data: Data) -> Data:

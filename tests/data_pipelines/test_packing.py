@@ -15,18 +15,18 @@ from data_pipelines.windows import WindowSpec
 SPACING, FRAMES = 2, 5
 
 
-def loader(store, spec=None, **changes):
+def loader(stores, spec=None, **changes):
     spec = spec or WindowSpec(
         cameras=("front", "wrist"),
         frame_offsets=tuple(range(0, SPACING * FRAMES, SPACING)),
         action_horizon=SPACING * (FRAMES - 1),
     )
     codec = ActionCodec(np.zeros(4, bool), Affine.identity(4))
-    return make_loader([store], spec, codec, Affine.identity(3), text_table([store]), 4, 0, packed=True, **changes)
+    return make_loader(stores, spec, codec, Affine.identity(3), text_table(stores), 4, 0, packed=True, **changes)
 
 
 def test_no_row_is_longer_than_asked_and_little_is_empty(store: RldsStore):
-    rows = pack([store], SPACING, FRAMES, seed=0)
+    rows = pack([store], [0], SPACING, FRAMES, seed=0)
     lengths = [sum(piece.frames for piece in row) for row in rows]
     assert max(lengths) <= FRAMES
     assert np.mean(lengths) > 0.7 * FRAMES
@@ -36,7 +36,8 @@ def test_no_row_is_longer_than_asked_and_little_is_empty(store: RldsStore):
 def test_every_transition_is_in_one_row_of_an_order(store: RldsStore):
     """What is between two frames is in exactly one of the pieces that a long episode is cut into."""
     long = int(np.argmax([store.num_steps(episode) for episode in range(store.num_episodes)]))
-    pieces = sorted(piece for row in pack([store], SPACING, FRAMES, seed=0) for piece in row if piece.episode == long)
+    rows = pack([store], [0], SPACING, FRAMES, seed=0)
+    pieces = sorted(piece for row in rows for piece in row if piece.episode == long)
     by_phase: dict[int, list] = {}
     for piece in pieces:
         by_phase.setdefault(piece.step % SPACING, []).append(piece)
@@ -49,7 +50,7 @@ def test_every_transition_is_in_one_row_of_an_order(store: RldsStore):
 
 
 def test_a_batch_holds_what_the_episodes_hold(store: RldsStore):
-    source = loader(store)
+    source = loader([store])
     samples = [source.assembler.sample(number) for number in range(6)]
     batch = source.assembler(samples)
     for i, row in enumerate(source.assembler.rows[:6]):
@@ -72,12 +73,33 @@ def test_a_batch_holds_what_the_episodes_hold(store: RldsStore):
         assert (batch.episode[i, at:] == batch.text.mask.shape[1] - 1).all()
 
 
+def test_a_row_holds_episodes_of_the_robot_it_is_told_to_be(store: RldsStore):
+    source = loader([store] * 3, embodiments=(1, 0, 1))
+    rows = source.assembler.rows
+    robots = [{(1, 0, 1)[piece.store] for piece in row} for row in rows]
+    assert set(map(len, robots)) == {1}
+    assert any({piece.store for piece in row} == {0, 2} for row in rows)  # stores of one robot share rows
+    batch = source.assembler([source.assembler.sample(number) for number in range(len(rows))])
+    assert [{robot} for robot in batch.embodiment] == robots
+
+
+def test_actions_that_may_not_be_looked_at_are_in_no_row(store: RldsStore):
+    source = loader([store, store], embodiments=(0, 0), labelled=(True, False))
+    rows = source.assembler.rows
+    mixed = [number for number, row in enumerate(rows) if {piece.store for piece in row} == {0, 1}]
+    batch = source.assembler([source.assembler.sample(number) for number in mixed])
+    labelled = [sum(SPACING * (p.frames - 1) for p in rows[number] if p.store == 0) for number in mixed]
+    np.testing.assert_array_equal(batch.action_mask.all(-1).sum(1), labelled)
+    assert batch.actions[batch.action_mask].any()
+    assert not batch.actions[~batch.action_mask].any()
+
+
 def test_batches_are_the_same_again_and_go_on_after_a_restore(store: RldsStore):
-    first = iter(loader(store))
+    first = iter(loader([store]))
     taken = [next(first) for _ in range(2)]
     state = first.get_state()
     third = next(first)
-    again = iter(loader(store))
+    again = iter(loader([store]))
     np.testing.assert_array_equal(next(again).actions, taken[0].actions)
     again.set_state(state)
     np.testing.assert_array_equal(next(again).actions, third.actions)
@@ -86,7 +108,7 @@ def test_batches_are_the_same_again_and_go_on_after_a_restore(store: RldsStore):
 def test_what_cannot_be_packed_is_said(store: RldsStore):
     uneven = WindowSpec(cameras=("front", "wrist"), frame_offsets=(0, 2, 3), action_horizon=3)
     with pytest.raises(ValueError, match=r"packed rows need evenly spaced frames \(have \(0, 2, 3\)\)"):
-        loader(store, uneven)
+        loader([store], uneven)
     merged = WindowSpec(cameras=("front", "wrist"), frame_offsets=(0, 2, 4), action_horizon=4, tubelet=2)
     with pytest.raises(ValueError, match=r"that merges images need data\.precompute_latents=True"):
-        loader(store, merged)
+        loader([store], merged)

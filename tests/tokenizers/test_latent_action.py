@@ -22,6 +22,9 @@ from wam_jax.tokenizers.latent_action import (
 from wam_jax.tokenizers.latent_action_bottlenecks import Gaussian, kl
 from wam_jax.tokenizers.latent_action_dynamics import Transport
 from wam_jax.tokenizers.latent_action_usage import codebook_report, gaussian_report, usage
+from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig
+from wam_jax.training.losses import Tokenizers, encode_batch, latent_action_loss
+from wam_jax.types import Batch, Text
 
 ROWS, COLUMNS, CHANNELS = 4, 5, 3
 CONFIG = LatentActionConfig(latent_shape=(ROWS, COLUMNS, CHANNELS), cameras=2, hidden=16)
@@ -302,6 +305,48 @@ def test_pairs_are_of_consecutive_frames_cameras_first():
     np.testing.assert_array_equal(after[0, 1], latents[0, 2].reshape(40, 3))
     assert not before[1, 1, :20].any()
     np.testing.assert_array_equal(after[1, 1, 20:], latents[1, 2, 1].reshape(20, 3))
+
+
+def batch_of(latents: np.ndarray, image_mask: np.ndarray, episode: np.ndarray | None = None) -> Batch:
+    """Nothing but latents."""
+    nothing = np.zeros((len(latents), 0, 1), np.float32)
+    rest = dict.fromkeys(("actions", "action_mask", "proprio", "proprio_mask"), nothing)
+    text = Text(features=nothing, mask=nothing[..., 0])
+    return Batch(
+        images=None, latents=latents, image_mask=image_mask, text=text, embodiment=np.zeros(len(latents), int),
+        episode=episode, **rest,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def packed_and_apart() -> tuple[Batch, Batch]:
+    """A row of two episodes, of 3 frames and of 2; and each in a row of its own."""
+    latents, there = normal(1, 5, 2, ROWS, COLUMNS, CHANNELS), np.ones((2, 3, 2), bool)
+    there[1, 2] = False
+    apart = np.concatenate([latents[:, :3], latents[:, [3, 4, 4]]])
+    row = batch_of(latents, np.ones((1, 5, 2), bool), np.array([[0, 0, 0, 1, 1]]))
+    return row, batch_of(apart, there)
+
+
+def test_packed_episodes_are_learned_from_as_each_alone(packed_and_apart):
+    """Nothing is learned of what leads from one to the next."""
+    params, loss = random_params(CONFIG), latent_action_loss(define_latent_actions(CONFIG))
+    run = jax.jit(lambda batch: loss(params, None, batch, jax.random.key(0), jnp.zeros(())))
+    (packed, numbers), (apart, expected) = (run(batch) for batch in packed_and_apart)
+    assert float(packed) == pytest.approx(float(apart), rel=1e-4)
+    assert float(numbers["repeat_error"]) == pytest.approx(float(expected["repeat_error"]), rel=1e-5)
+
+
+def test_between_packed_episodes_there_is_no_latent_action(frozen, packed_and_apart):
+    tokenizers = Tokenizers(FrozenTokenizer({}, jnp.zeros(3), jnp.ones(3), TokenizerConfig()), frozen)
+    run = jax.jit(lambda batch: encode_batch(tokenizers, batch)[0].streams["latent_action"])
+    packed, apart = (run(batch) for batch in packed_and_apart)
+    np.testing.assert_array_equal(packed.mask, [[True, True, False, True]])
+    np.testing.assert_allclose(packed.values[packed.mask], apart.values[apart.mask], atol=1e-3)
+    moved = packed_and_apart[0].latents.copy()
+    moved[:, 3:] += 1  # what is between is not inferred from the other episode
+    other = run(dataclasses.replace(packed_and_apart[0], latents=moved))
+    np.testing.assert_array_equal(other.values[:, 2], packed.values[:, 2])
 
 
 @pytest.mark.parametrize("kind", ["transport", "vq", "vae"])

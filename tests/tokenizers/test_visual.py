@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from wam_jax.tokenizers.tokenizer import to_float, to_uint8
-from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer, latent_statistics
+from wam_jax.tokenizers.visual import (
+    FrozenTokenizer,
+    TokenizerConfig,
+    define_tokenizer,
+    encode_in_parts,
+    latent_statistics,
+)
 
 CONFIG = TokenizerConfig(
     image_size=(8, 12), patch_size=4, channels=3, width=16, num_heads=2, encoder_layers=1, decoder_layers=1
@@ -74,6 +80,16 @@ def test_frozen_latents_have_mean_0_and_variance_1(params, images):
     assert latents.shape == (6, 1, 1, *CONFIG.latent_shape) == (6, 1, 1, 2, 3, 3)
     np.testing.assert_allclose(latents.mean((0, 1, 2, 3, 4)), 0, atol=1e-4)
     np.testing.assert_allclose(latents.std((0, 1, 2, 3, 4)), 1, atol=1e-3)
+
+
+def test_many_windows_are_encoded_a_few_at_a_time(params, images, monkeypatch):
+    """What that holds in memory does not grow with them, and their latents are those of one call."""
+    frozen = FrozenTokenizer(params, jnp.zeros(3), jnp.ones(3), CONFIG)
+    many = np.tile(images, (3, 1, 1, 1))[:, None, None]
+    expected, encode, sizes = jax.jit(frozen.encode)(many), FrozenTokenizer.encode, []
+    monkeypatch.setattr(FrozenTokenizer, "encode", lambda self, x: sizes.append(len(x)) or encode(self, x))
+    np.testing.assert_allclose(encode_in_parts(frozen, many), expected, atol=1e-5)
+    assert sizes == [8, 2]  # of 18; traced once each
 
 
 def test_without_a_window_frames_and_cameras_are_tokenised_apart(params, images):

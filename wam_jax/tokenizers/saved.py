@@ -13,7 +13,7 @@ from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_t
 from wam_jax.weights import mapping
 from wam_jax.weights.files import open_weights, write_safetensors
 
-CONFIG, STEM = "tokenizer.json", "tokenizer"
+CONFIG, STEM, KEY = "tokenizer.json", "tokenizer", "tokenizer_key"
 _KINDS: dict[str, tuple[Any, Any, Any]] = {
     "visual": (FrozenTokenizer, TokenizerConfig, define_tokenizer),
     "latent_action": (FrozenLatentActions, LatentActionConfig, define_latent_actions),
@@ -26,8 +26,11 @@ class TokenizerMissing(FileNotFoundError):
     """A folder holds no trained tokenizer of the kind that was asked for."""
 
 
-def save(folder: Path, tokenizer: Saved) -> None:
-    """Writes a tokenizer over what the folder holds."""
+def save(folder: Path, tokenizer: Saved, latents_of: str | None = None) -> None:
+    """Writes a tokenizer over what the folder holds.
+
+    ``latents_of``, for latent actions: the key of the visual tokenizer whose latents they were learned on.
+    """
     kind = next(name for name, (frozen, *_) in _KINDS.items() if isinstance(tokenizer, frozen))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # written last, it says that the arrays are complete
@@ -35,12 +38,19 @@ def save(folder: Path, tokenizer: Saved) -> None:
     arrays = {"params": tokenizer.params, "mean": tokenizer.mean, "std": tokenizer.std}
     write_safetensors(folder, mapping.export(mapping.own_names(arrays), arrays), stem=STEM)
     described = {"kind": kind, "config": dataclasses.asdict(tokenizer.config)}
+    if latents_of is not None:
+        described[KEY] = latents_of
     (folder / CONFIG).write_text(json.dumps(described, indent=1) + "\n")
 
 
 def is_saved(folder: Path) -> bool:
     """Whether the folder holds a complete tokenizer."""
     return (folder / CONFIG).is_file()
+
+
+def latents_of(folder: Path) -> str | None:
+    """The key that was saved with latent actions; None: they were saved without one."""
+    return json.loads((folder / CONFIG).read_text()).get(KEY)
 
 
 def load(folder: Path, kind: str) -> Saved:

@@ -20,9 +20,11 @@ from wam_jax.nn.causal_vit import CausalViTBlock, Past
 from wam_jax.nn.convolution import Upsampler
 from wam_jax.nn.embeddings import grid_positions
 from wam_jax.nn.module import Definition, LayerNorm, Linear, Params, define
-from wam_jax.tokenizers.tokenizer import join_cameras, split_cameras, to_float, to_uint8
+from wam_jax.tokenizers.tokenizer import Tokenizer, join_cameras, split_cameras, to_float, to_uint8
 
 Layers = tuple[Past, ...]
+
+_CHUNK = 8  # windows that are encoded at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,6 +249,12 @@ def latent_statistics(
 ) -> FrozenTokenizer:
     """Freezes a trained tokenizer with the mean and standard deviation of its latents over clips."""
     as_is = FrozenTokenizer(params, jnp.zeros(config.channels), jnp.ones(config.channels), config)
-    latents = jax.jit(lambda tokenizer, x: tokenizer.encode(x))(as_is, images)
+    latents = encode_in_parts(as_is, images)
     axes = tuple(range(latents.ndim - 1))
     return FrozenTokenizer(params, latents.mean(axes), latents.std(axes) + 1e-6, config)
+
+
+def encode_in_parts(tokenizer: Tokenizer, images: UInt8[np.ndarray, "B I V H W 3"]) -> Float[Array, "B T V h w C"]:
+    """Normalised latents of many clips, a few windows at a time: the attention of all at once would not fit."""
+    encode = jax.jit(lambda tokenizer, x: tokenizer.encode(x))
+    return jnp.concatenate([encode(tokenizer, images[i : i + _CHUNK]) for i in range(0, len(images), _CHUNK)])

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from wam_jax.encoders.frozen import FrozenEncoder
 from wam_jax.nn.module import Definition
@@ -78,9 +78,25 @@ def latent_action_loss(definition: Definition[LatentActionTokenizer]) -> LossFn:
 
     def loss(params: Any, frozen: Tokenizers, batch: Batch, key: jax.Array, step: Array):
         batch, latents = encode_batch(frozen, batch)
-        return dynamics_loss(definition.bind(params), latents, jnp.asarray(batch.image_mask), key)
+        windows, mask = within_episodes(latents, jnp.asarray(batch.image_mask), batch.episode)
+        return dynamics_loss(definition.bind(params), windows, mask, key)
 
     return loss
+
+
+def within_episodes(
+    latents: Float[Array, "B T V h w C"], mask: Bool[Array, "B T V"], episode: Int[Array, "B T"] | None
+) -> tuple[Float[Array, "W t V h w C"], Bool[Array, "W t V"]]:
+    """Windows, and which of their frames are there, none of which leads from one episode to another.
+
+    Without ``episode`` they are as given. Packed rows become their pairs of consecutive frames, W = B (T-1) and t = 2;
+    of a pair that leads from one episode to the next, nothing is there.
+    """
+    if episode is None:
+        return latents, mask
+    pairs = [jnp.stack([x[:, :-1], x[:, 1:]], 2) for x in (latents, mask)]
+    latents, mask = (x.reshape(-1, *x.shape[2:]) for x in pairs)
+    return latents, mask & jnp.asarray(episode[:, 1:] == episode[:, :-1]).reshape(-1, 1, 1)
 
 
 def encode_batch(frozen: Tokenizers, batch: Batch) -> tuple[Batch, Float[Array, "B T V h w C"]]:
@@ -106,8 +122,9 @@ def encode_batch(frozen: Tokenizers, batch: Batch) -> tuple[Batch, Float[Array, 
         assert batch.images is not None
         latents = jax.lax.stop_gradient(encode(batch.images))
     if frozen is not None and frozen.latent_actions is not None:
-        mask = jnp.asarray(batch.image_mask)
-        found = frozen.latent_actions.encode(latents, mask)
+        windows, mask = within_episodes(latents, jnp.asarray(batch.image_mask), batch.episode)
+        found = frozen.latent_actions.encode(windows, mask)
         there = (mask[:, :-1] & mask[:, 1:]).any(-1)
+        found, there = (x.reshape(len(latents), -1, *x.shape[2:]) for x in (found, there))
         streams["latent_action"] = StreamData(values=found, mask=there)
     return dataclasses.replace(batch, streams=streams), latents
