@@ -29,6 +29,7 @@ from wam_jax.posttraining.residual import ResidualConfig
 from wam_jax.posttraining.restore import define_correction, fingerprint
 from wam_jax.sharding import replicated
 from wam_jax.sim import compilation
+from wam_jax.tokenizers.tokenizer import Tokenizer
 from wam_jax.training.losses import wam_loss
 from wam_jax.training.optimizer import OptimizerConfig
 from wam_jax.training.partition import everything, matching
@@ -141,7 +142,10 @@ def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None
 def _read(work: Work, read: Callable[[Adapters, Array], Array]) -> Float[np.ndarray, "K ..."]:
     """What ``read`` makes of the adapters and the world model's latents of all that was imagined."""
 
-    def run(tokenizer: Any, params: Params, images: jax.Array):
+    def run(tokenizer: Tokenizer, params: Params, images: jax.Array):
+        # The start is a picture as it is, the others were decoded: what that costs is no motion.
+        start = tokenizer.decode(tokenizer.start(images[:, 0])[0][:, None])
+        images = jnp.concatenate([start, images[:, 1:]], 1)
         return read(work.adapters.bind(params), tokenizer.encode(images))
 
     jitted, pictures = jax.jit(run), work.imagined.pictures

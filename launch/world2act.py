@@ -64,6 +64,8 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
     for name, seed in (("evaluation", config.evaluation.seed), ("train.score", config.train.score.seed)):
         if numbers.seed == seed:
             raise ConfigError(f"config.posttrain.seed is config.{name}.seed; choose other starts than you judge by")
+    if not 0 <= numbers.adapters.hard_share <= 1:
+        raise ConfigError(f"config.posttrain.adapters.hard_share={numbers.adapters.hard_share} is no share, 0 to 1")
     if numbers.trajectories < 1 or numbers.batch_size < 2 or numbers.trajectories % numbers.batch_size:
         raise ConfigError(
             f"config.posttrain.trajectories={numbers.trajectories} is no multiple of "

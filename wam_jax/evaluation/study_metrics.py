@@ -23,9 +23,9 @@ def heldout_metrics(results: Mapping[str, Heldout], lpips: Lpips | None) -> dict
 
 def _of_one(result: Heldout, lpips: Lpips | None) -> dict[str, float]:
     found: dict[str, float] = {}
+    true, there = result.closing(result.future), result.closing(result.future_mask)
     for kind, images in (("imagined", result.imagined), ("tokenizer", result.reconstructed)):
-        parts = (result.closing(x) for x in (images, result.future, result.future_mask))
-        metrics = video_metrics(*parts, lpips)
+        metrics = video_metrics(result.closing(images), true, there, lpips)
         found |= {f"{kind}_{name}": value for name, value in metrics.items() if "/" not in name and name != "pictures"}
     if result.predicted_actions is not None:
         found["open_loop_score"] = open_loop_score(result.actions, result.predicted_actions, result.action_mask)
