@@ -1,7 +1,9 @@
 """Instructions are split into complete sentences; a language model that misbehaves costs a demonstration, no more."""
 
+import contextlib
 import http.server
 import json
+import socket
 import threading
 import time
 
@@ -29,6 +31,20 @@ TWICE = "pick up the red cube, place it on the yellow plate, then pick up the bl
 )  # fmt: skip
 def test_the_grammar_splits_at_joints_and_says_what_it_is(instruction, skills):
     assert GrammarSplitter().split(instruction, []) == tuple(skills.split("|"))
+
+
+def test_backslashes_in_an_object_are_no_orders():
+    skills = ("pick up the \\g<9> cube", "place the \\g<9> cube")
+    assert GrammarSplitter().split("pick up the \\g<9> cube and place it", []) == skills
+
+
+def test_spaces_cost_no_time_and_too_many_words_the_demonstration():
+    began = time.monotonic()
+    instruction = " " * 4000 + "open the drawer" + " \n" * 4000 + "and close it" + "\t" * 4000
+    assert GrammarSplitter().split(instruction, []) == ("open the drawer", "close the drawer")
+    assert time.monotonic() - began < 1
+    with pytest.raises(SplitError, match=r"^its instruction is too long$"):
+        GrammarSplitter().split("x" * 301, [])
 
 
 class Endpoint:
@@ -94,9 +110,17 @@ def test_it_asks_again_and_not_for_ever(endpoint):
     assert len(endpoint.asked) == 3
     endpoint.answers = [(500, b"", 0)]
     endpoint.asked.clear()
-    with pytest.raises(SplitError, match=r"^the language model did not answer$"):
+    with pytest.raises(SplitError, match=r"^the language model answered with HTTP status 500$"):
         endpoint.splitter(attempts=2).split("do both", [0, 1, 2])
     assert len(endpoint.asked) == 2
+
+
+@pytest.mark.parametrize(("status", "times"), [(400, 1), (401, 1), (404, 1), (429, 3), (503, 3)])
+def test_a_refusal_is_named_and_asked_again_only_where_it_may_pass(endpoint, status, times):
+    endpoint.answers = [(status, b"", 0)]
+    with pytest.raises(SplitError, match=f"^the language model answered with HTTP status {status}$"):
+        endpoint.splitter(attempts=3).split("do both", [0, 1, 2])
+    assert len(endpoint.asked) == times
 
 
 NUMBER, MALFORMED = "the language model gave another number of skills", "the language model's answer is malformed"
@@ -134,11 +158,30 @@ def test_silence_a_closed_port_and_a_redirect_are_no_answer(endpoint):
         endpoint.splitter(attempts=1, timeout=0.1).split("do both", [0, 1, 2])
     endpoint.answers = [(302, b"", 0)]
     endpoint.asked.clear()
-    with pytest.raises(SplitError, match="did not answer"):
+    with pytest.raises(SplitError, match="answered with HTTP status 302"):
         endpoint.splitter(attempts=1).split("do both", [0, 1, 2])
     assert [path for path, *_ in endpoint.asked] == ["/v1/chat/completions"]  # the key went nowhere else
     with pytest.raises(SplitError, match="did not answer"):
         endpoint.splitter(attempts=1, url="http://127.0.0.1:9/v1").split("do both", [0, 1, 2])
+
+
+@pytest.mark.parametrize("at_once", [b"HTTP/1.0 200 OK\r\nX-Header: ", b"HTTP/1.0 200 OK\r\n\r\n"])
+def test_an_endpoint_that_drips_bytes_is_left_in_time(at_once):
+    def drip():
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(at_once)
+            for _ in range(100):
+                connection.sendall(b" ")
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, daemon=True).start()
+        splitter = ChatSplitter(url=f"http://127.0.0.1:{server.getsockname()[1]}", timeout=0.3, attempts=1)
+        began = time.monotonic()
+        with pytest.raises(SplitError, match=r"^the language model did not answer$"):
+            splitter.split("do both", [0, 1, 2])
+        assert time.monotonic() - began < 2
 
 
 def test_what_was_answered_is_not_asked_again(endpoint, tmp_path):
@@ -157,15 +200,31 @@ def test_what_was_answered_is_not_asked_again(endpoint, tmp_path):
         Remembered(path, model="another").split("do both", [0, 12, 30])
 
 
-def test_a_silent_endpoint_is_not_asked_for_ever(endpoint, tmp_path):
-    endpoint.answers = [(500, b"", 0)]
+def test_an_answer_after_one_that_was_cut_off_is_kept(endpoint, tmp_path):
+    endpoint.answers = [(200, GOOD, 0)]
+    path = tmp_path / "answers.jsonl"
+    Remembered(path, endpoint.splitter()).split("do both", [0, 12, 30])
+    path.write_text(path.read_text() + '{"instruction": "cut o')  # the process was killed
+    skills = Remembered(path, endpoint.splitter()).split("do both", [0, 13, 30])
+    for bounds in ([0, 12, 30], [0, 13, 30]):
+        assert Remembered(path, model="m").split("do both", bounds) == skills
+    assert len(path.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("status", [401, 500])
+def test_a_silent_endpoint_is_not_asked_for_ever(endpoint, tmp_path, status):
+    endpoint.answers = [(status, b"", 0)]
     splitter = Remembered(tmp_path / "answers.jsonl", endpoint.splitter(attempts=1))
     for number in range(8):
-        with pytest.raises(SplitError, match="did not answer"):
+        with pytest.raises(SplitError, match=f"answered with HTTP status {status}"):
             splitter.split(f"do {number}", [0, 1, 2])
     assert len(endpoint.asked) == 5
-    with pytest.raises(SplitError, match=r"^its instruction is too long for the language model$"):
+
+
+def test_a_long_instruction_is_not_asked_about(endpoint):
+    with pytest.raises(SplitError, match=r"^its instruction is too long$"):
         endpoint.splitter().split("x" * 301, [0, 1, 2])
+    assert not endpoint.asked
 
 
 def test_it_is_off_until_it_is_given_an_address(monkeypatch):
@@ -177,3 +236,16 @@ def test_it_is_off_until_it_is_given_an_address(monkeypatch):
         ChatSplitter.from_environment()
     monkeypatch.setenv("WAM_CHAT_URL", "http://127.0.0.1:1/v1")
     assert ChatSplitter.from_environment().url == "http://127.0.0.1:1/v1"
+
+
+def test_a_key_with_a_line_break_is_trimmed_and_an_unfit_one_never_shown(endpoint, monkeypatch):
+    endpoint.answers = [(200, GOOD, 0)]
+    monkeypatch.setenv("WAM_CHAT_URL", f"{endpoint.splitter().url}\n")
+    monkeypatch.setenv("WAM_CHAT_KEY", "secret\n")
+    ChatSplitter.from_environment().split("do both", [0, 12, 30])
+    assert endpoint.asked[0][1] == "Bearer secret"
+    for key in ("sec\nret", "secret\u20ac", "secret\u00e9"):
+        monkeypatch.setenv("WAM_CHAT_KEY", key)
+        with pytest.raises(ValueError, match=r"^WAM_CHAT_KEY holds a line break or another") as found:
+            ChatSplitter.from_environment()
+        assert "sec" not in str(found.value)

@@ -51,6 +51,32 @@ def test_hysteresis_a_width_at_the_threshold_is_one_contact():
     assert len(GripperCut(open_again=1.0, lasting=1)(width)) > 6  # what it prevents
 
 
+@pytest.mark.parametrize("step", [0, 1, 5, 18, 30, 50, 77, 78])
+@pytest.mark.parametrize("spike", [0.03, 0.015, -0.03])
+def test_an_outlier_moves_no_cut_by_more_than_it_lasts(step, spike):
+    width = np.repeat([OPEN, HELD, OPEN], [20, 20, 40])
+    cut = GripperCut(closed_by=0.02, tail=16)
+    assert cut(width).tolist() == [0, 20, 40, 80]
+    for lasts in (1, 2):
+        spiky = width.copy()
+        spiky[step : step + lasts] += spike
+        assert cut(spiky).tolist() == pytest.approx([0, 20, 40, 80], abs=lasts)
+
+
+def test_an_outlier_of_half_closed_fingers_is_no_contact():
+    width = np.repeat([OPEN, OPEN - 0.03, HELD, OPEN], [20, 20, 20, 20])
+    clean = GripperCut()(width).tolist()
+    assert clean == [0, 40, 60, 80]
+    width[25] -= 0.03  # the hysteresis would hold it until the fingers open
+    assert GripperCut()(width).tolist() == clean
+
+
+@pytest.mark.parametrize("lasting", [1, 3, 10])
+def test_a_contact_that_lasts_long_enough_is_kept_where_it_is(lasting):
+    width = np.repeat([OPEN, HELD, OPEN], [lasting, lasting, 20])
+    assert GripperCut(lasting=lasting)(width).tolist() == [0, lasting, 2 * lasting, 2 * lasting + 20]
+
+
 def test_a_short_tail_belongs_to_the_skill_before():
     width = trace((OPEN, 20), (HELD, 20), (OPEN, 3))
     assert len(GripperCut()(width)) == 3

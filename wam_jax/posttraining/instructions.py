@@ -7,9 +7,12 @@ import http.client
 import json
 import os
 import re
+import threading
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,10 @@ _PROMPT = (
 )
 
 
+class NoAnswerError(SplitError):
+    """The endpoint gave no answer: it is not the instruction's fault, and others are likely to fare no better."""
+
+
 class Remembered:
     """A language model's answers, kept in a file, one JSON object a line, so that each is asked for once.
 
@@ -36,7 +43,8 @@ class Remembered:
     """
 
     def __init__(self, path: Path, splitter: "ChatSplitter | None" = None, model: str = ""):
-        self._splitter, self._path, self._unanswered = splitter, path, 0
+        self._splitter, self._path = splitter, path
+        self._silences: list[str] = []  # reasons why there was no answer, since there was one
         # Another model, or asked in another way, would answer otherwise.
         self._asked = f"{splitter.model if splitter else model} {hashlib.sha256(_PROMPT.encode()).hexdigest()[:8]}"
         self._known: dict[str, tuple[str, ...]] = {}
@@ -55,19 +63,31 @@ class Remembered:
         if question not in self._known:
             if self._splitter is None:
                 raise SplitError("the language model was not asked yet: run `wam skills`")
-            if self._unanswered >= _SILENCES:
-                raise SplitError(NO_ANSWER)
+            if len(self._silences) >= _SILENCES:
+                raise SplitError(self._silences[-1])
             try:
                 skills = self._splitter.split(instruction, bounds)
-            except SplitError as error:
-                self._unanswered = self._unanswered + 1 if str(error) == NO_ANSWER else 0
+            except NoAnswerError as error:
+                self._silences.append(str(error))
                 raise
-            self._known[question], self._unanswered = skills, 0
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            except SplitError:
+                self._silences.clear()
+                raise
+            self._silences.clear()
+            self._known[question] = skills
             kept = {"asked": self._asked, "instruction": instruction, "bounds": list(bounds), "skills": skills}
-            with self._path.open("a") as file:
-                file.write(json.dumps(kept) + "\n")
+            _append(self._path, json.dumps(kept))
         return self._known[question]
+
+
+def _append(path: Path, line: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":  # a process was killed while it wrote; do not join what it left
+                file.write(b"\n")
+        file.write(f"{line}\n".encode())
 
 
 def _question(asked: str, instruction: str, bounds: Sequence[int]) -> str:
@@ -91,17 +111,33 @@ class GrammarSplitter:
         """See ``Splitter``; ``bounds`` are not looked at.
 
         Raises:
-          SplitError: there is no instruction.
+          SplitError: there is no instruction, or too long a one.
         """
-        parts = [part.strip(" .") for part in _JOINTS.split(instruction) if part.strip(" .")]
+        parts = [part.strip(" .") for part in _JOINTS.split(_one_line(instruction)) if part.strip(" .")]
         if not parts:
             raise SplitError("it has no instruction")
         named, found = "", []
         for part in parts:
             own = _OBJECT.search(part)
-            found.append(_PRONOUNS.sub(named, part) if named else part)
+            found.append(_without_pronouns(part, named) if named else part)
             named = own[1] if own else named
         return tuple(found)
+
+
+def _one_line(instruction: str) -> str:
+    """The instruction with single spaces: joints are searched in cubic time of a run of spaces.
+
+    Raises:
+      SplitError: it is too long.
+    """
+    words = " ".join(instruction.split())
+    if len(words) > _LONGEST_WORDS:
+        raise SplitError("its instruction is too long")
+    return words
+
+
+def _without_pronouns(clause: str, named: str) -> str:
+    return _PRONOUNS.sub(lambda _: named, clause)  # a function: as a template, backslashes in it would be orders
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,32 +165,39 @@ class ChatSplitter:
         """From ``WAM_CHAT_URL``, ``WAM_CHAT_KEY`` and ``WAM_CHAT_MODEL``.
 
         Raises:
-          ValueError: there is no address, or one that is not http.
+          ValueError: there is no address, or one that is not http; or no header carries the key.
         """
-        url = os.environ.get(URL, "")
+        url, key = os.environ.get(URL, "").strip(), os.environ.get(KEY, "").strip()
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"{URL} is {url!r}; set it to the address of a chat API, such as http://127.0.0.1:8000/v1")
-        return cls(url=url, key=os.environ.get(KEY, ""), model=os.environ.get(MODEL, ""))
+        if not (key.isascii() and key.isprintable()):  # http.client would say so too, and print the key
+            raise ValueError(
+                f"{KEY} holds a line break or another character unfit for a header; set it to the key alone"
+            )
+        return cls(url=url, key=key, model=os.environ.get(MODEL, ""))
 
     def split(self, instruction: str, bounds: Sequence[int]) -> tuple[str, ...]:
         """See ``Splitter``.
 
         Raises:
-          SplitError: no attempt gave an answer of the right form.
+          SplitError: the instruction is too long, or no attempt gave an answer of the right form.
         """
-        if len(instruction) > _LONGEST_WORDS:
-            raise SplitError("its instruction is too long for the language model")
-        count, reason = len(bounds) - 1, NO_ANSWER
+        words, count = _one_line(instruction), len(bounds) - 1
+        failure: SplitError = NoAnswerError(NO_ANSWER)
         for attempt in range(self.attempts):
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
-                return _checked(self._ask(instruction, bounds), count)
+                return _checked(_within(self.timeout, lambda: self._ask(words, bounds)), count)
             except SplitError as error:
-                reason = str(error)
+                failure = error
+            except urllib.error.HTTPError as error:
+                failure = NoAnswerError(f"the language model answered with HTTP status {error.code}")
+                if error.code != 429 and error.code < 500:  # it would answer the same again
+                    break
             except (OSError, http.client.HTTPException):  # a timeout, too, is an OSError
-                reason = NO_ANSWER
-        raise SplitError(reason)
+                failure = NoAnswerError(NO_ANSWER)
+        raise failure
 
     def _ask(self, instruction: str, bounds: Sequence[int]) -> str:
         """The text of the answer.
@@ -180,6 +223,27 @@ class ChatSplitter:
         if not isinstance(content, str):
             raise SplitError("the language model's answer is malformed")
         return content
+
+
+def _within(seconds: float, ask: Callable[[], str]) -> str:
+    """What ``ask`` returns or raises, in this time.
+
+    A socket's timeout is of each read alone: an endpoint that drips bytes, of its headers or of its answer, holds a
+    reader for days. It is left behind in a thread of its own.
+
+    Raises:
+      TimeoutError: it took longer.
+    """
+    answer: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # a daemon: the command ends without it
+    return answer.result(seconds)
 
 
 def _checked(content: str, count: int) -> tuple[str, ...]:

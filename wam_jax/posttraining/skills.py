@@ -16,6 +16,7 @@ from data_pipelines.segments import Segment
 from wam_jax import console
 
 Cut = Callable[[Float[np.ndarray, "T ..."]], Int[np.ndarray, "S+1"]]
+_OUTLIER = 2  # steps of a sensor's spike, at most; a median wide enough for 9 loses real openings (of GR1 and G1)
 
 
 class SplitError(ValueError):
@@ -63,6 +64,8 @@ class GripperCut:
 
     def contact(self, width: Float[np.ndarray, "T"]) -> Bool[np.ndarray, "T"]:
         """Whether something is held, step by step."""
+        # One spike above the open width would be the maximum for good.
+        width = _without_outliers(width, min(_OUTLIER, self.lasting - 1))
         closed = np.maximum.accumulate(width) - width
         found, held = np.zeros(len(width), bool), False
         for step, by in enumerate(closed):
@@ -98,6 +101,14 @@ class PauseCut:
         starts, stops = _runs(_steady(moved < self.speed, self.lasting))
         middles = [int(a + b) // 2 for a, b in zip(starts, stops, strict=True) if a >= self.tail and b < len(position)]
         return _bounds(middles, len(position), self.tail)
+
+
+def _without_outliers(width: Float[np.ndarray, "T"], steps: int) -> Float[np.ndarray, "T"]:
+    """The median filter that removes spikes of up to so many steps, and keeps longer ones and edges where they are."""
+    if steps < 1 or len(width) <= 2 * steps:
+        return width
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(width, 2 * steps + 1), axis=-1)
+    return np.pad(medians, steps, mode="edge")  # the first and last steps have the window nearest to them
 
 
 def _steady(flags: Bool[np.ndarray, "T"], lasting: int) -> Bool[np.ndarray, "T"]:
