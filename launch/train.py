@@ -32,6 +32,7 @@ from launch.start import (
 )
 from launch.tokenizers import (
     LATENT_ACTION,
+    TOKENIZER,
     encode_dataset,
     find_latent_actions,
     find_tokenizer,
@@ -75,8 +76,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     data = open_data(config.data)
     seconds = train(config, data, mesh, workdir)
     report = Report(f"Training: {Path(args.config).stem}", subtitle=str(workdir))
-    describe = report_training if config.until == "model" else report_tokenizers
-    summary = {"stages_s": seconds, **describe(config, data, mesh, workdir, report)}
+    summary: dict[str, Any] = {"stages_s": seconds}
+    if config.until == "model":
+        summary |= report_training(config, data, mesh, workdir, report)
+    if config.until != "model" or saved.is_saved(workdir / LATENT_ACTION):
+        summary |= report_tokenizers(config, data, mesh, workdir, report)
     write_summary(workdir, summary)
     console.log(f"wrote {report.write(workdir)}")
 
@@ -241,7 +245,8 @@ def check_blocks(definition: Definition[WorldActionModel], data: Data) -> None:
 def report_tokenizers(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path, report: Report) -> dict[str, Any]:
     """Reconstructions of held-out clips, and futures by latent actions, into the report and a summary."""
     tokenizer = tokenizer_of(workdir) or find_tokenizer(config, data, mesh, workdir)
-    actions: Any = saved.load(workdir / LATENT_ACTION, LATENT_ACTION) if config.until == LATENT_ACTION else None
+    trained = [stage for stage in (TOKENIZER, LATENT_ACTION) if saved.is_saved(workdir / stage)]
+    actions: Any = saved.load(workdir / LATENT_ACTION, LATENT_ACTION) if LATENT_ACTION in trained else None
     data = with_images_for(tokenizer, data)
     lpips = lpips_if_here(config)
     teacher = load_teacher(config.tokenizer) if config.tokenizer.loss.alignment else None
@@ -249,7 +254,8 @@ def report_tokenizers(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path,
     for number in range(len(data.validation)):
         batch = data.validation_windows(config.train.validation_windows, config.seed, number)
         results[_label(data, number)] = tokenise(batch, tokenizer, actions)
-    add_training_curve(report, workdir / config.until / "metrics.jsonl")
+    for stage in trained:
+        add_training_curve(report, workdir / stage / "metrics.jsonl")
     summary = add_tokenised(report, results, data.windows.cameras, lpips, teacher)
     console.table("Held-out reconstructions", COLUMNS, metric_rows(summary["reconstruction"]))
     for name, result in results.items():

@@ -26,6 +26,7 @@ def result() -> Tokenised:
         latents=rng.normal(size=(4, 3, 1, 2, 2, 5)).astype(np.float32),
         frame_mask=frame_mask,
         predicted=images,
+        change=rng.uniform(size=(4, 2, 1, 2, 2)),
         usage=None,
     )
 
@@ -44,6 +45,7 @@ def test_the_report_has_a_picture_a_camera_and_the_numbers(result, tmp_path):
     page = report.write(tmp_path).read_text()
     assert page.count("data:image/png") == 1
     assert "from the frame before and the latent action" in page
+    assert "where the latent action changes it" in page
 
 
 def test_a_window_without_a_future_is_not_drawn(result, tmp_path):

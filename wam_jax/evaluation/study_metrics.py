@@ -13,9 +13,9 @@ def heldout_metrics(results: Mapping[str, Heldout], lpips: Lpips | None) -> dict
     """Means over datasets.
 
     Returns:
-      of frames to come ``imagined_*`` and of real ones through the tokenizer ``tokenizer_*``: PSNR (dB), SSIM and LPIPS,
-      on the same moments whatever the tokenizer merges; of actions ``open_loop_score`` (the share of steps within 0.03
-      of the demonstration) and ``action_error``.
+      of futures ``imagined_*`` and of real ones through the tokenizer ``tokenizer_*``: PSNR (dB), SSIM and LPIPS, at
+      the same moments whatever the tokenizer merges; of actions ``open_loop_score`` (the share of steps within 0.03 of
+      the demonstration) and ``action_error``.
     """
     rows = [_of_one(result, lpips) for result in results.values()]
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

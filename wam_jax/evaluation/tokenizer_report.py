@@ -33,6 +33,7 @@ class Tokenised:
       image_mask: which images are within the episode.
       latents, frame_mask: of their frames.
       predicted: images by latent actions, each frame from the true one before it; None without latent actions.
+      change: how much of each latent the latent action after it changes; None without.
       usage: of the latent actions; None without.
     """
 
@@ -42,6 +43,7 @@ class Tokenised:
     latents: Float[np.ndarray, "N T V h w C"]
     frame_mask: Bool[np.ndarray, "N T V"]
     predicted: UInt8[np.ndarray, "N I V H W 3"] | None
+    change: Float[np.ndarray, "N T-1 V h w"] | None
     usage: Usage | None
 
     @property
@@ -63,15 +65,18 @@ def tokenise(batch: Batch, tokenizer: Tokenizer, latent_actions: FrozenLatentAct
     @jax.jit
     def run(tokenizer: Tokenizer, actions: FrozenLatentActions | None, images: jax.Array):
         latents = tokenizer.encode(images)
-        predicted = None if actions is None else tokenizer.decode(_predict(actions, latents))
-        return latents, tokenizer.decode(latents), predicted
+        predicted = change = None
+        if actions is not None:
+            frames = _predict(actions, latents)
+            predicted, change = tokenizer.decode(frames), jnp.linalg.norm(frames[:, 1:] - latents[:, :-1], axis=-1)
+        return latents, tokenizer.decode(latents), predicted, change
 
     parts, count = [], len(batch.images)
     for start in range(0, count, _CHUNK):
         rows = np.minimum(np.arange(start, start + _CHUNK), count - 1)  # the last call is padded, not compiled anew
         found = run(tokenizer, latent_actions, batch.images[rows])
         parts.append(jax.tree.map(lambda x, n=count - start: np.asarray(x)[:n], found))
-    latents, reconstructed, predicted = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    latents, reconstructed, predicted, change = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     frame_mask = np.asarray(batch.image_mask)
     image_mask = np.concatenate([frame_mask[:, :1], np.repeat(frame_mask[:, 1:], tubelet, 1)], 1)
     used = None
@@ -84,6 +89,7 @@ def tokenise(batch: Batch, tokenizer: Tokenizer, latent_actions: FrozenLatentAct
         latents=latents,
         frame_mask=frame_mask,
         predicted=predicted,
+        change=change,
         usage=used,
     )
 
@@ -132,8 +138,9 @@ def metric_rows(metrics: Mapping[str, Mapping[str, float]]) -> list[tuple[str, .
 def _grid(
     result: Tokenised, view: int, shown: np.ndarray, teacher: FrozenEncoder | None
 ) -> tuple[UInt8[np.ndarray, "H W 3"], list[str]]:
+    tubelet = (result.images.shape[1] - 1) // max(1, result.latents.shape[1] - 1)
     frame = result.last_frame[shown]
-    image = frame * ((result.images.shape[1] - 1) // max(1, result.latents.shape[1] - 1))
+    image = frame * tubelet
     images = result.images[shown, image, view]
     rows = {
         "the last image": images,
@@ -144,6 +151,12 @@ def _grid(
         rows["the teacher's features, likewise"] = _stretched(pca_map(np.asarray(teacher(images))), images)
     if result.predicted is not None:
         rows["from the frame before and the latent action"] = result.predicted[shown, image, view]
+    if result.change is not None:
+        heat = result.change[shown, frame - 1, view]
+        heat = heat / np.maximum(heat.max((1, 2), keepdims=True), 1e-9)
+        rows["the image before, and where the latent action changes it"] = media.overlay(
+            result.images[shown, image - tubelet, view], heat
+        )
     frames = np.concatenate(list(rows.values()))
     return media.tile(media.enlarge(frames, 128), columns=len(shown)), list(rows)
 
