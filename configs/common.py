@@ -183,5 +183,7 @@ def get_config() -> ConfigDict:
     config.evaluation.films = 6  # rollouts shown in the report, for each task
     config.evaluation.seed = 1000
     config.evaluation.robustness_episodes = 64  # under each changed condition, for --robustness
+    config.evaluation.robustness_axes = ()  # such as ("camera", "light"), see evaluation/robustness.py; empty: all
+    config.evaluation.robustness_strengths = (1 / 3, 2 / 3, 1.0)  # of 1; wording and looks have their own
     config.evaluation.grounding_scenes = 64  # of each task, for --grounding
     return config

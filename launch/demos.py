@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,8 @@ from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import TASK_NAMES
 
 DEPTH_SUFFIX = "_depth"  # of the cameras that hold depth pictures
-_SHAPES = "object_shapes.json"  # beside a dataset whose objects vary
+_SETTINGS = "demos.json"  # beside a dataset: what it was made with
+_SHAPES = "object_shapes.json"  # beside one that was made before those were kept, whose objects vary
 _BATCH = 128
 
 
@@ -51,8 +53,8 @@ def make_demos(config: ConfigDict, out: Path) -> list[Path]:
       the dataset folders (the ones with ``features.json``), in the order of ``config.demos.tasks``.
 
     Raises:
-      ConfigError: if tasks and numbers of episodes do not pair up, or depth is asked of a dataset that was made
-        without.
+      ConfigError: if tasks and numbers of episodes do not pair up, or a dataset that exists was made with other
+        settings.
     """
     tasks, episodes = config.demos.tasks, config.demos.episodes
     if not tasks:
@@ -65,11 +67,9 @@ def make_demos(config: ConfigDict, out: Path) -> list[Path]:
 def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
     name = f"tabletop_{task}"
     folder = out / name / "1.0.0"
+    settings = _settings(config, episodes)
     if folder.exists():
-        if config.demos.depth and DEPTH_SUFFIX not in (folder / "features.json").read_text():
-            raise ConfigError(f"{folder} was made without depth; choose another folder, or delete this one")
-        if (made := _read_shapes(folder)) != to_plain(config.demos.object_shapes):
-            raise ConfigError(f"{folder} was made with object_shapes {made}; choose another folder, or delete this one")
+        _check_made(folder, settings, config.demos.depth)
         console.log(f"{name}: found in {folder}")
         return folder
     shapes = object_shapes(config.demos.object_shapes)
@@ -95,15 +95,33 @@ def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
             for batch in console.progress(batches, f"{name} {split}", total=-(-count // _BATCH)):
                 successes.append(np.asarray(batch.success[:, -1]))
                 lengths.extend(write_episodes(writer, env, batch, split, config.demos.hold_steps))
-    if shapes:
-        (folder / _SHAPES).write_text(json.dumps(to_plain(config.demos.object_shapes)))
+    (folder / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
     rate = np.concatenate(successes).mean()
     console.log(f"{name}: {len(lengths)} episodes of {np.mean(lengths):.0f} steps, expert success {rate:.3f}")
     return folder
 
 
-def _read_shapes(folder: Path) -> dict[str, list[str]]:
-    return json.loads((folder / _SHAPES).read_text()) if (folder / _SHAPES).exists() else {}
+def _settings(config: ConfigDict, episodes: int) -> dict[str, Any]:
+    """What a task's demonstrations depend on, by field of ``config.demos``."""
+    names = ("validation_episodes", "wander_steps", "hold_steps", "action_noise", "object_shapes")
+    # Not the seed: trainings with several seeds are to share one set of demonstrations.
+    return {"episodes": episodes, **{name: to_plain(config.demos[name]) for name in names}}
+
+
+def _check_made(folder: Path, asked: Mapping[str, Any], depth: bool) -> None:
+    """Raises ConfigError if the dataset in ``folder`` was made otherwise than ``asked``, as far as that is known."""
+    way_out = "choose another folder with config.demos.directory (of `wam demos`: --out), or delete this one"
+    if depth and DEPTH_SUFFIX not in (folder / "features.json").read_text():
+        raise ConfigError(f"{folder} was made without depth; {way_out}")
+    if (folder / _SETTINGS).exists():
+        made = json.loads((folder / _SETTINGS).read_text())
+    else:
+        console.log(f"{folder} does not say what it was made with: its settings are unknown")
+        shapes = json.loads((folder / _SHAPES).read_text()) if (folder / _SHAPES).exists() else {}
+        made = {"object_shapes": shapes}
+    for name, value in asked.items():
+        if name in made and made[name] != value:
+            raise ConfigError(f"{folder} was made with {name} {made[name]}, config.demos.{name} is {value}; {way_out}")
 
 
 def object_shapes(named: Mapping[str, Sequence[str]]) -> tuple[tuple[int, ...], ...]:

@@ -14,10 +14,11 @@ from launch import devices
 from launch.config import ConfigError, load_config
 from launch.data import encode_text
 from launch.demos import object_shapes
-from launch.grounding import ground, ground_films
+from launch.grounding import Recorded, ground, ground_films, ground_recorded, read_recorded
 from wam_jax import console
 from wam_jax.evaluation import robustness
 from wam_jax.evaluation.closed_loop_report import COLUMNS, add_closed_loop, result_rows
+from wam_jax.evaluation.grounding import TOKEN_KINDS
 from wam_jax.evaluation.grounding_report import (
     ATTENTION_COLUMNS,
     SENSITIVITY_COLUMNS,
@@ -26,7 +27,7 @@ from wam_jax.evaluation.grounding_report import (
     sensitivity_rows,
 )
 from wam_jax.evaluation.report import Report, write_summary
-from wam_jax.evaluation.robustness import add_robustness, evaluate_robustness
+from wam_jax.evaluation.robustness import add_robustness, check_axes, evaluate_robustness
 from wam_jax.evaluation.success import EvaluationConfig, TaskResult, TaskText, evaluate_task
 from wam_jax.posttraining.restore import load_policy
 from wam_jax.sim.tasks import TASK_NAMES, wordings
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASK_NAMES, help="default: what the model was trained on")
     parser.add_argument("--config", default="configs/common.py", help="devices and numbers (default: %(default)s)")
     parser.add_argument("--grounding", action="store_true", help="also what actions look at and depend on, with films")
+    parser.add_argument(
+        "--masks", type=Path, help="for --grounding, also of recorded data: .npz of masks, see launch/grounding.py"
+    )
     parser.add_argument("--robustness", action="store_true", help="also success under changed conditions")
     parser.add_argument("--out", type=Path, help="folder for the report (default: CHECKPOINT/evaluation)")
 
@@ -48,22 +52,41 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     mesh = devices.start(config)
     trained = load_policy(args.checkpoint, mesh)
     tasks = args.tasks or trained.meta["config"]["demos"]["tasks"]
+    _check(args, config, tasks)
+    recorded = None
+    if args.masks:
+        size = tuple(trained.meta["identity"]["tokenizer"]["image_size"])
+        recorded = read_recorded(args.masks, ConfigDict(trained.meta["config"]["data"]), size)
     if not tasks:
-        raise ConfigError(f"{args.checkpoint} was not trained on simulated tasks; name some with --tasks")
+        console.log(f"{args.checkpoint} was not trained on simulated tasks: no closed loop, only what actions look at")
     results, seconds = evaluate(config, trained, tasks, mesh)
     out = args.out or args.checkpoint / "evaluation"
     report = Report(f"Evaluation of {args.checkpoint.name}", subtitle=f"step {trained.step}")
-    report_evaluation(report, config, trained, results)
+    if results:
+        report_evaluation(report, config, trained, results)
+        console.table("Closed-loop evaluation", COLUMNS, result_rows(results))
     summary = {"tasks": {r.task: r.summary() for r in results}, "step": trained.step, "seconds": seconds}
-    console.table("Closed-loop evaluation", COLUMNS, result_rows(results))
     written = _write(out, report, summary)  # after each part, so that none is lost to what goes wrong in the next
     if args.grounding:
-        summary["grounding"] = report_grounding(report, config, trained, results)
+        summary["grounding"] = report_grounding(report, config, trained, results, recorded)
         written = _write(out, report, summary)
     if args.robustness:
         summary["robustness"] = report_robustness(report, config, trained, tasks, mesh)
         written = _write(out, report, summary)
     console.log(f"wrote {written}")
+
+
+def _check(args: argparse.Namespace, config: ConfigDict, tasks: Sequence[str]) -> None:
+    """Raises ConfigError, or ValueError, for what would go wrong after hours of evaluation."""
+    if args.masks and not args.grounding:
+        raise ConfigError(f"--masks {args.masks} is for --grounding; ask for that, too")
+    if not tasks and (args.robustness or not args.masks):
+        raise ConfigError(
+            f"{args.checkpoint} was not trained on simulated tasks; name some with --tasks, or give --grounding "
+            "--masks FILE alone, for what its actions look at in its own data"
+        )
+    if args.robustness:
+        check_axes(config.evaluation.robustness_axes, config.evaluation.robustness_strengths)
 
 
 def _write(out: Path, report: Report, summary: Mapping[str, Any]) -> Path:
@@ -86,15 +109,17 @@ def evaluate(
 
 
 def report_grounding(
-    report: Report, config: ConfigDict, trained: Trained, results: Sequence[TaskResult]
+    report: Report, config: ConfigDict, trained: Trained, results: Sequence[TaskResult], recorded: Recorded | None
 ) -> dict[str, Any]:
-    """What actions look at and depend on, into the report, the console and a summary."""
+    """What actions look at and depend on, into the report, the console and a summary; by task, or file of masks."""
     told = trained.meta["config"]
     found, films = {}, {}
     for result in results:
         task = described_task(told, result.task)
-        found[result.task] = ground(trained, task, config.evaluation.grounding_scenes)
+        found[result.task] = ground(trained, task, config.evaluation.grounding_scenes, TOKEN_KINDS)
         films[result.task] = ground_films(trained, task, result, config.evaluation.execute)
+    if recorded is not None:
+        found[recorded.name], films[recorded.name] = ground_recorded(trained, recorded, config.evaluation.films)
     add_grounding(report, found, films)
     console.table("What actions look at", ATTENTION_COLUMNS, attention_rows(found))
     console.table("What actions depend on", SENSITIVITY_COLUMNS, sensitivity_rows(found))

@@ -1,13 +1,31 @@
 """A policy that reads one token looks there and depends on it; one that reads none depends on nothing."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from wam_jax.evaluation import grounding
-from wam_jax.evaluation.grounding import KINDS, centroid_error, coverage, diagnose, heat, intervention
-from wam_jax.evaluation.grounding_report import attention_rows, heat_film, sensitivity_rows
-from wam_jax.evaluation.report import write_summary
+from wam_jax.evaluation.grounding import (
+    KINDS,
+    TOKEN_KINDS,
+    Sensitivity,
+    centroid_error,
+    coverage,
+    diagnose,
+    heat,
+    intervention,
+    mean_grounding,
+)
+from wam_jax.evaluation.grounding_report import (
+    ATTENTION_COLUMNS,
+    add_grounding,
+    attention_rows,
+    heat_film,
+    sensitivity_rows,
+)
+from wam_jax.evaluation.report import Report, read_summary, write_summary
 from wam_jax.wam.lens import Lens
 
 SCENES, GRID = 6, (2, 4)
@@ -23,13 +41,13 @@ def masks() -> np.ndarray:
     return cells.transpose(0, 1, 2, 3, 5, 4, 6).reshape(SCENES, 2, 2, GRID[0] * 8, GRID[1] * 8)
 
 
-def policy(weights: np.ndarray):
-    """Actions are a weighted sum over tokens' contents, which all differ."""
+def policy(weights: np.ndarray, rounding: float = 0.0):
+    """Actions are a weighted sum over tokens' contents, which all differ; ``rounding``: of any change."""
     content = np.random.default_rng(0).normal(size=(SCENES, COUNT, 3))
 
     def act(lens: Lens):
         read = content if lens.change is None else np.asarray(lens.change) @ content
-        actions = 1 + np.einsum("bn,bnk->bk", weights, read)[:, :, None]
+        actions = 1 + np.einsum("bn,bnk->bk", weights, read)[:, :, None] + rounding * (lens.change is not None)
         attention = jnp.asarray(weights[:, None, None, None]) if lens.attention else None
         return jnp.asarray(actions), attention
 
@@ -51,7 +69,7 @@ def test_a_policy_that_reads_one_token_looks_there_and_depends_on_it(tmp_path):
         result = found.sensitivity[kind]
         assert result.outside.max() == 0
         assert result.inside.min() > 0
-        assert result.ratio > 1e6
+        assert result.ratio == pytest.approx(result.inside.mean() / result.floor)  # not infinite, not 1e12
     assert not found.sensitivity["shuffle"].moved  # one token has no other order
     write_summary(tmp_path, found.summary())  # which takes no NaN
 
@@ -78,10 +96,85 @@ def test_actions_that_attend_to_no_video_are_said_to():
     assert attention_rows({"reach": found})[0][-1] == "actions attend to no video token"
 
 
-def test_sensitivity_token_by_token_is_where_the_policy_reads():
-    warm = heat(policy(one_token()), COUNT, SCENES)
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_scenes_without_two_sides_to_compare_leave_a_summary_and_a_report(tmp_path, everywhere):
+    found = diagnose(policy(one_token()), ("hand", "object"), np.full_like(masks(), everywhere), GRID, 0, "", ("zero",))
+    assert not any(result.moved for result in found.sensitivity.values())
+    write_summary(tmp_path, found.summary())  # which takes no NaN
+    summary = read_summary(tmp_path)
+    nothing = {"ratio": None, "ci95": None, "inside": None, "outside": None, "n": 0}
+    assert all(result == nothing for result in summary["sensitivity"].values())
+    if not everywhere:
+        assert summary["attention_in_mask_best_head"] is None
+        assert summary["attention_in_mask_by_step_layer_head"] == [[[None]]]
+        assert summary["centroid_error"] == [None]
+    assert all(np.isfinite(value) for value in mean_grounding([found]).values())
+    assert set(mean_grounding([found])) == ({"attention_in_mask", "centroid_error"} if everywhere else set())
+    report = Report("grounding")
+    add_grounding(report, {"reach": found}, {})
+    assert "no scene has tokens inside and outside" in report.write(tmp_path).read_text()
+
+
+def test_what_a_change_of_nothing_does_is_no_motion():
+    blind = diagnose(policy(np.zeros((SCENES, COUNT)), rounding=0.01), ("hand", "object"), masks(), GRID)
+    assert not any(result.moved for result in blind.sensitivity.values())
+    found = diagnose(policy(one_token(), rounding=0.01), ("hand", "object"), masks(), GRID).sensitivity["zero"]
+    assert found.floor == pytest.approx(3 * 0.01 * np.sqrt(3), rel=1e-4)  # chunks of three numbers
+    assert found.outside.max() == pytest.approx(0, abs=1e-6)  # compared with what runs in the same program
+    assert found.moved
+
+
+def test_means_over_tasks_are_of_the_same_tasks_and_geometric_for_ratios():
+    looks, blind = (
+        diagnose(policy(weights), ("hand", "object"), masks(), GRID) for weights in (one_token(), 0 * one_token())
+    )
+    assert set(mean_grounding([looks, blind])) == {"attention_in_mask", "centroid_error"}
+
+    def having(ratio: float) -> grounding.Grounding:
+        result = Sensitivity(inside=np.full(4, ratio), outside=np.ones(4), floor=1e-6)
+        return dataclasses.replace(looks, sensitivity={"zero": result})
+
+    assert mean_grounding([having(4.0), having(0.25)])["sensitivity_zero"] == pytest.approx(1)
+    assert mean_grounding([]) == {}
+
+
+def test_attention_is_shown_by_step_layer_and_head_with_its_centroid_error(tmp_path):
+    weights = np.random.default_rng(0).uniform(size=(SCENES, 3, 2, 4, COUNT))  # steps, layers, heads
+
+    def act(lens: Lens):
+        return policy(one_token())(lens)[0], jnp.asarray(weights) if lens.attention else None
+
+    found = diagnose(act, ("hand", "object"), masks(), GRID)
+    summary = found.summary()
+    np.testing.assert_allclose(summary["attention_in_mask_by_step_layer_head"], found.in_mask[-1])
+    np.testing.assert_allclose(summary["centroid_error_by_step_layer_head"], found.centroid_error)
+    errors = [row[ATTENTION_COLUMNS.index("centroid error")] for row in attention_rows({"reach": found})]
+    assert errors == ["–", "", f"{found.centroid_error.mean():.3f}"]  # the first part is nowhere
+    report = Report("grounding")
+    add_grounding(report, {"reach": found}, {})
+    assert report.write(tmp_path).read_text().count("data:image/png") == 2  # layers by heads, steps by layers
+
+
+@pytest.mark.parametrize("kind", TOKEN_KINDS)
+def test_sensitivity_token_by_token_is_where_the_policy_reads(kind):
+    warm = heat(policy(one_token()), COUNT, SCENES, kind)
     np.testing.assert_array_equal(warm.argmax(1), TARGET)
     assert (warm > 0).sum() == SCENES
+    with pytest.raises(ValueError, match=r"cannot be changed by 'shuffle' \(can be by: zero, mean\)"):
+        heat(policy(one_token()), COUNT, SCENES, "shuffle")
+
+
+def test_token_by_token_compares_single_tokens_of_both_sides():
+    weights = one_token() + 0.5 * np.roll(one_token(), 1, axis=1)  # and, half as much, one outside
+    found = diagnose(policy(weights), ("hand", "object"), masks(), GRID, token_kinds=TOKEN_KINDS)
+    single = found.sensitivity["zero, token by token"]
+    warm = heat(policy(weights), COUNT, SCENES)
+    inside = np.eye(COUNT, dtype=bool)[TARGET]
+    np.testing.assert_allclose(single.inside, warm[inside])
+    np.testing.assert_allclose(single.outside, warm[~inside].reshape(SCENES, -1).mean(1))
+    assert single.ratio == pytest.approx(warm[inside].mean() / warm[~inside].mean())
+    assert "mean, token by token" in found.summary()["sensitivity"]
+    assert not any("token by token" in kind for kind in diagnose(policy(weights), (), masks(), GRID).sensitivity)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from launch.cli import main
@@ -33,3 +34,13 @@ def test_bridge_trains_and_reports_that_it_is_small(tmp_path, monkeypatch):
     assert set(heldout["image_error"]) == {"imagined", "repeat_present", "tokenizer"}
     assert heldout["action_error"] > 0
     assert "Too little data to mean much" in (tmp_path / "run" / "report.html").read_text()
+    masks = np.zeros((3, 2, 2, 128, 128), bool)
+    masks[:, 0, :, 40:60, 40:60] = masks[:, 1, :, 80:100, 30:60] = True
+    np.savez(tmp_path / "masks.npz", masks=masks, parts=["hand", "object"], episode=[0, 0, 4], step=[0, 5, 9])
+    arguments = ["--grounding", "--masks", str(tmp_path / "masks.npz"), "--config.platform=cpu"]
+    assert main(["evaluate", str(tmp_path / "run"), *arguments, "--out", str(tmp_path / "evaluation")]) == 0
+    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
+    assert summary["tasks"] == {}  # there is no closed loop
+    assert set(summary["grounding"]) == {"masks.npz"}
+    assert set(summary["grounding"]["masks.npz"]["area"]) == {"hand", "object", "all"}
+    assert summary["grounding"]["masks.npz"]["sensitivity"]["zero, token by token"]["n"] == 3

@@ -67,6 +67,7 @@ def test_what_actions_look_at_and_changed_conditions(base, tmp_path):
     assert main([*arguments, *fields]) == 0
     found = json.loads((tmp_path / "summary.json").read_text())
     assert found.keys() >= {"tasks", "grounding", "robustness"}
+    assert found["grounding"]["reach"]["sensitivity"].keys() >= {"zero", "swap", "mean, token by token"}
     assert set(found["robustness"]["reach"]["axes"]) >= {"camera", "light", "wording"}
     assert (tmp_path / "report.html").stat().st_size > 10_000
 

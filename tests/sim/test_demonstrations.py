@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import NUM_EPISODES
+from ml_collections import ConfigDict
 
 from configs import common
 from data_pipelines.episodes import CameraError
@@ -11,13 +12,13 @@ from data_pipelines.rlds import RldsStore
 from data_pipelines.windows import WindowSpec, window_table
 from data_pipelines.write_rlds import RldsWriter
 from launch import demos
-from launch.config import ConfigError
+from launch.config import ConfigError, to_plain
 from wam_jax.posttraining.skills import GripperCut
 from wam_jax.sim.compilation import jit
 from wam_jax.sim.control import ACTION_SCALE
-from wam_jax.sim.demonstrations import generate, generate_batches, steps_to_success, wander
+from wam_jax.sim.demonstrations import Demonstrations, generate, generate_batches, steps_to_success, wander
 from wam_jax.sim.render import depth_from_image
-from wam_jax.sim.scene import FINGER_TRAVEL
+from wam_jax.sim.scene import FINGER_TRAVEL, OBJECT_COLORS
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import TASKS
 
@@ -109,11 +110,54 @@ def test_depth_of_demonstrations_without_any_is_refused(written):
 def test_shapes_are_not_taken_for_granted_where_demonstrations_exist(tmp_path):
     folder = tmp_path / "tabletop_reach" / "1.0.0"
     folder.mkdir(parents=True)
-    (folder / "object_shapes.json").write_text('{"red": ["cube"]}')
+    (folder / "object_shapes.json").write_text('{"red": ["cube"]}')  # as before all settings were kept
     config = common.get_config()
     config.demos.update({"tasks": ("reach",), "episodes": (1,)})
-    with pytest.raises(ConfigError, match=r"was made with object_shapes {'red': \['cube'\]}; choose another folder"):
+    message = (
+        r"was made with object_shapes {'red': \['cube'\]}, config.demos.object_shapes is {}; choose another folder"
+    )
+    with pytest.raises(ConfigError, match=message):
         demos.make_demos(config, tmp_path)
+
+
+def standing_still(env, key, count, **options):
+    """Demonstrations as ``generate_batches`` makes them, in no time."""
+    zeros = np.zeros((count, 1, 7), np.float32)
+    yield Demonstrations(
+        images=np.zeros((count, 1, 2, 16, 16, 3), np.uint8), depth=None, proprio=zeros, action=zeros[..., :4],
+        success=np.ones((count, 1), bool), instruction=np.zeros(count, int),
+    )  # fmt: skip
+
+
+def test_demonstrations_that_exist_are_those_that_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(demos, "generate_batches", standing_still)
+    config = common.get_config()
+    config.data.image_size = (16, 16)
+    config.demos.update({"tasks": ("reach",), "episodes": (2,), "validation_episodes": 1})
+    (folder,) = demos.make_demos(config, tmp_path)
+    config.seed = 1  # trainings with several seeds share them
+    assert demos.make_demos(config, tmp_path) == [folder]
+    other = {
+        "validation_episodes": 2, "action_noise": 0.0, "wander_steps": 3, "hold_steps": 9, "episodes": (3,),
+        "object_shapes": ConfigDict(dict.fromkeys(OBJECT_COLORS, ("cube",))),
+    }  # fmt: skip
+    for name, value in other.items():
+        asked = config.copy_and_resolve_references()
+        asked.demos[name] = value
+        made, value = (x[0] if name == "episodes" else to_plain(x) for x in (config.demos[name], value))
+        with pytest.raises(ConfigError) as error:
+            demos.make_demos(asked, tmp_path)
+        message = f"{folder} was made with {name} {made}, config.demos.{name} is {value}; choose another folder"
+        assert str(error.value).startswith(message)
+
+
+def test_settings_of_demonstrations_that_do_not_say_are_unknown(tmp_path, capsys):
+    folder = tmp_path / "tabletop_reach" / "1.0.0"
+    folder.mkdir(parents=True)
+    config = common.get_config()
+    config.demos.update({"tasks": ("reach",), "episodes": (2,)})
+    assert demos.make_demos(config, tmp_path) == [folder]
+    assert "its settings are unknown" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -138,7 +182,7 @@ def test_depth_is_not_taken_for_granted_where_demonstrations_exist(tmp_path):
     config.demos.update({"tasks": ("reach",), "episodes": (1,)})
     assert demos.make_demos(config, tmp_path) == [folder]
     config.demos.depth = True
-    with pytest.raises(ConfigError, match=r"1.0.0 was made without depth; choose another folder, or delete this one"):
+    with pytest.raises(ConfigError, match=r"1.0.0 was made without depth; choose another folder with config.demos"):
         demos.make_demos(config, tmp_path)
 
 

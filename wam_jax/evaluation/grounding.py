@@ -3,7 +3,8 @@
 For any system whose actions attend to video tokens. Positions are those of a frame's tokens, all cameras together, as
 ``Lens`` has them; a mask says which of them show the hand, the named object or the goal. Interventions change what is
 read of some positions, in every frame and layer, and ask how far the actions move (L2 of the normalised chunk, the same
-noise). The matched sensitivity ratio compares positions inside the mask with equally many of the background.
+noise). The matched sensitivity ratio compares positions inside the mask with equally many of the background, changed
+together; token by token, they are changed one at a time.
 """
 
 import dataclasses
@@ -19,9 +20,11 @@ from wam_jax import console
 from wam_jax.wam.lens import Lens
 
 KINDS = ("zero", "mean", "shuffle", "swap")
+TOKEN_KINDS = ("zero", "mean")  # that single positions can be changed by
 _LEAST_COVERAGE = 0.02  # of a token's pixels, to be inside a mask
 _DRAWS = 4  # of the positions that an intervention changes
-_SMALL = 1e-5  # of the actions' own size: moved by less, they were not moved
+# What counts as rounding: this share of the actions' own norm, or so many times what a change of nothing moves them.
+_SMALL, _ROUNDINGS = 1e-5, 3
 
 Act = Callable[[Lens], tuple[Float[Array, "N K A"], Float[Array, "N S L H n"] | None]]
 
@@ -31,30 +34,30 @@ class Sensitivity:
     """How far actions move when what is read of positions inside the mask is changed, and outside.
 
     Attributes:
-      inside, outside: of each scene, a mean over draws of the positions.
-      scale: of the actions themselves, root mean square.
+      inside, outside: of each scene that has both sides, a mean over draws of the positions.
+      floor: moved by less than this, actions moved by rounding alone.
     """
 
     inside: Float[np.ndarray, "N"]
     outside: Float[np.ndarray, "N"]
-    scale: float
+    floor: float
 
     @property
     def moved(self) -> bool:
         """Whether the actions moved at all, beyond rounding."""
-        return max(self.inside.mean(), self.outside.mean()) > _SMALL * self.scale
+        return self.inside.size > 0 and bool(max(self.inside.mean(), self.outside.mean()) > self.floor)
 
     @property
     def ratio(self) -> float:
-        """Mean inside over mean outside; NaN where nothing moved."""
-        return float(self.inside.mean() / max(self.outside.mean(), 1e-12)) if self.moved else float("nan")
+        """Mean inside over mean outside, which counts as the floor where it is less; NaN where nothing moved."""
+        return float(self.inside.mean() / max(self.outside.mean(), self.floor)) if self.moved else float("nan")
 
     def interval(self, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
         """95% of ``ratio``, by a bootstrap over scenes."""
         if not self.moved:
             return float("nan"), float("nan")
         rows = np.random.default_rng(seed).integers(len(self.inside), size=(draws, len(self.inside)))
-        ratios = self.inside[rows].mean(1) / np.maximum(self.outside[rows].mean(1), 1e-12)
+        ratios = self.inside[rows].mean(1) / np.maximum(self.outside[rows].mean(1), self.floor)
         low, high = np.quantile(ratios, [0.025, 0.975])
         return float(low), float(high)
 
@@ -62,8 +65,8 @@ class Sensitivity:
         return {
             "ratio": self.ratio if self.moved else None,
             "ci95": list(self.interval()) if self.moved else None,
-            "inside": float(self.inside.mean()),
-            "outside": float(self.outside.mean()),
+            "inside": float(self.inside.mean()) if self.inside.size else None,
+            "outside": float(self.outside.mean()) if self.outside.size else None,
             "n": len(self.inside),
         }
 
@@ -76,10 +79,10 @@ class Grounding:
       parts: names of the masks; the last, "all", is their union.
       area: share of the positions that each part covers.
       in_mask: attention in each part over attention to video at all, by sampling step, layer and head; None: actions
-        attend to no video token.
+        attend to no video token. NaN of a part that no scene shows.
       centroid_error: distance between the centres of attention and of the union mask, in sides of the picture.
       to_video: share of all attention that goes to video.
-      sensitivity: by kind of intervention.
+      sensitivity: by kind of intervention, such as "zero", and "zero, token by token" where that was asked for.
     """
 
     parts: tuple[str, ...]
@@ -90,34 +93,50 @@ class Grounding:
     sensitivity: dict[str, Sensitivity]
 
     def summary(self) -> dict[str, Any]:
-        """For ``summary.json``: attention by layer, a mean over steps and heads, beside the area of the mask."""
+        """For ``summary.json``: attention by layer, a mean over steps and heads, beside the area of the mask; for the
+        union mask also every step, layer and head. None of what no scene shows."""
         found: dict[str, Any] = {
             "area": dict(zip(self.parts, map(float, self.area), strict=True)),
             "attention_to_video": self.to_video,
             "sensitivity": {kind: result.summary() for kind, result in self.sensitivity.items()},
         }
         if self.in_mask is not None and self.centroid_error is not None:
-            by_layer = self.in_mask.mean((1, 3))
-            found["attention_in_mask"] = {
-                part: None if np.isnan(row).any() else row.tolist()  # a part that no scene shows
-                for part, row in zip(self.parts, by_layer, strict=True)
-            }
-            found["attention_in_mask_best_head"] = float(self.in_mask[-1].mean(0).max())
-            found["centroid_error"] = self.centroid_error.mean((0, 2)).tolist()
+            by_layer = zip(self.parts, self.in_mask.mean((1, 3)), strict=True)
+            found["attention_in_mask"] = {part: None if np.isnan(row).any() else row.tolist() for part, row in by_layer}
+            found["attention_in_mask_best_head"] = _listed(self.in_mask[-1].mean(0).max())
+            found["attention_in_mask_by_step_layer_head"] = _listed(self.in_mask[-1])
+            found["centroid_error"] = _listed(self.centroid_error.mean((0, 2)))
+            found["centroid_error_by_step_layer_head"] = _listed(self.centroid_error)
         return found
 
 
+def _listed(values: Any) -> Any:
+    """Nested lists, None for NaN."""
+    return np.where(np.isnan(values), np.array(None), values).tolist()
+
+
 def mean_grounding(tasks: Sequence[Grounding]) -> dict[str, float]:
-    """The figures that a study compares, means over tasks."""
-    found: dict[str, list[float]] = {}
-    for task in tasks:
-        for kind, result in task.sensitivity.items():
-            if result.moved:
-                found.setdefault(f"sensitivity_{kind}", []).append(result.ratio)
-        if task.in_mask is not None and task.centroid_error is not None:
-            found.setdefault("attention_in_mask", []).append(float(np.nanmean(task.in_mask[-1])))
-            found.setdefault("centroid_error", []).append(float(np.nanmean(task.centroid_error)))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+    """The figures that a study compares, means over tasks; of ratios the geometric mean.
+
+    Only those that every task has: models are to be compared by means over the same tasks.
+    """
+    by_task = [_figures(task) for task in tasks]
+    shared = [name for name in dict.fromkeys(n for row in by_task for n in row) if all(name in row for row in by_task)]
+    means = {}
+    for name in shared:
+        values = np.array([row[name] for row in by_task])
+        with np.errstate(divide="ignore"):  # a ratio of 0 makes a mean of 0
+            means[name] = float(np.exp(np.log(values).mean()) if name.startswith("sensitivity") else values.mean())
+    return means
+
+
+def _figures(task: Grounding) -> dict[str, float]:
+    """Of one task, as far as there are any."""
+    found = {f"sensitivity_{kind}": result.ratio for kind, result in task.sensitivity.items()}
+    if task.in_mask is not None and task.centroid_error is not None:
+        found["attention_in_mask"] = float(task.in_mask[-1].mean())
+        found["centroid_error"] = float(task.centroid_error.mean())
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def coverage(masks: Bool[np.ndarray, "N M V H W"], grid: tuple[int, int]) -> Float[np.ndarray, "N M n"]:
@@ -216,6 +235,7 @@ def diagnose(
     grid: tuple[int, int],
     seed: int = 0,
     label: str = "look into the model",
+    token_kinds: Sequence[str] = (),
 ) -> Grounding:
     """Attention and interventions of a policy on some scenes.
 
@@ -225,13 +245,47 @@ def diagnose(
       grid: rows and columns of a camera's tokens.
       seed: of the positions that interventions choose.
       label: beside the progress bar.
+      token_kinds: out of ``TOKEN_KINDS``, by which positions are also changed one at a time; each kind takes as many
+        calls of ``act`` as a frame has tokens.
     """
     shares = coverage(np.concatenate([masks, masks.any(1, keepdims=True)], 1), grid)
     inside = shares[:, -1] > _LEAST_COVERAGE
-    count = inside.shape[1]
+    scenes, count = inside.shape
     actions, attention = act(Lens(attention=True, frame_tokens=count))
-    plain = np.asarray(actions)
-    scale = float(np.sqrt((plain**2).mean()))
+    plain = _unchanged(act, scenes, count)
+    size = np.linalg.norm(plain.reshape(scenes, -1), axis=1).mean()
+    floor = float(max(_SMALL * size, _ROUNDINGS * _distance(actions, plain).mean(), 1e-12))
+    in_mask = error = None
+    share_of_video = 0.0
+    if attention is not None:
+        seen = np.asarray(attention)
+        share_of_video = float(seen.sum(-1).mean())
+        part_inside = np.moveaxis(shares > _LEAST_COVERAGE, 1, 0)
+        shown = [attention_in_mask(seen, row)[row.any(1)] for row in part_inside]
+        nowhere = np.full(seen.shape[1:-1], np.nan)
+        errors = centroid_error(seen, shares[:, -1], grid)[inside.any(1)]
+        in_mask = np.stack([found.mean(0) if len(found) else nowhere for found in shown])
+        error = errors.mean(0) if len(errors) else nowhere
+    return Grounding(
+        parts=(*parts, "all"),
+        area=(shares > _LEAST_COVERAGE).mean((0, 2)),
+        in_mask=in_mask,
+        centroid_error=error,
+        to_video=share_of_video,
+        sensitivity=_sensitivity(act, inside, plain, floor, seed, label, token_kinds),
+    )
+
+
+def _sensitivity(
+    act: Act,
+    inside: Bool[np.ndarray, "N n"],
+    plain: Float[np.ndarray, "N K A"],
+    floor: float,
+    seed: int,
+    label: str,
+    token_kinds: Sequence[str],
+) -> dict[str, Sensitivity]:
+    """By kind of intervention."""
     # A scene without a mask, or with nothing else, has no two sides to compare.
     sided = inside.any(1) & ~inside.all(1)
     rng = np.random.default_rng(seed)
@@ -242,40 +296,37 @@ def diagnose(
         # Background is swapped for other background, so that nothing of the mask comes into play.
         changes = intervention(kind, mine, ~inside, rng), intervention(kind, theirs, ~inside & ~theirs, rng)
         moved[kind].append(np.stack([_distance(act(Lens(change=jnp.asarray(change)))[0], plain) for change in changes]))
-    sensitivity = {
-        kind: Sensitivity(inside=found[0][sided], outside=found[1][sided], scale=scale)
-        for kind, found in ((kind, np.mean(rows, 0)) for kind, rows in moved.items())
-    }
-    in_mask = error = None
-    share_of_video = 0.0
-    if attention is not None:
-        seen = np.asarray(attention)
-        share_of_video = float(seen.sum(-1).mean())
-        part_inside = np.moveaxis(shares > _LEAST_COVERAGE, 1, 0)
-        shown = [attention_in_mask(seen, row)[row.any(1)] for row in part_inside]
-        nowhere = np.full(seen.shape[1:-1], np.nan)
-        in_mask = np.stack([found.mean(0) if len(found) else nowhere for found in shown])
-        error = centroid_error(seen, shares[:, -1], grid)[inside.any(1)].mean(0)
-    return Grounding(
-        parts=(*parts, "all"),
-        area=(shares > _LEAST_COVERAGE).mean((0, 2)),
-        in_mask=in_mask,
-        centroid_error=error,
-        to_video=share_of_video,
-        sensitivity=sensitivity,
-    )
+    found = {kind: np.mean(rows, 0)[:, sided] for kind, rows in moved.items()}
+    for kind in token_kinds:
+        name = f"{kind}, token by token"
+        single = heat(act, inside.shape[1], len(inside), kind, f"{label}: {name}")[sided]
+        found[name] = np.stack([np.average(single, 1, side) for side in (inside[sided], ~inside[sided])])
+    return {kind: Sensitivity(inside=mine, outside=theirs, floor=floor) for kind, (mine, theirs) in found.items()}
 
 
-def heat(act: Act, count: int, scenes: int) -> Float[np.ndarray, "N n"]:
-    """How far actions move when one position reads as nothing, position by position."""
-    plain = np.asarray(act(Lens())[0])
+def heat(
+    act: Act, count: int, scenes: int, kind: str = "zero", label: str = "token by token"
+) -> Float[np.ndarray, "N n"]:
+    """How far actions move when one position is changed, position by position.
+
+    Raises:
+      ValueError: for a kind that is not one of ``TOKEN_KINDS``.
+    """
+    if kind not in TOKEN_KINDS:
+        raise ValueError(f"single tokens cannot be changed by {kind!r} (can be by: {', '.join(TOKEN_KINDS)})")
+    plain, rng = _unchanged(act, scenes, count), np.random.default_rng(0)
     found = []
-    for place in range(count):
-        alone = np.zeros((scenes, count), bool)
-        alone[:, place] = True
-        change = jnp.asarray(intervention("zero", alone, ~alone, np.random.default_rng(0)))
+    for place in console.progress(range(count), label):
+        alone = np.broadcast_to(np.arange(count) == place, (scenes, count))
+        change = jnp.asarray(intervention(kind, alone, ~alone, rng))
         found.append(_distance(act(Lens(change=change))[0], plain))
     return np.stack(found, 1)
+
+
+def _unchanged(act: Act, scenes: int, count: int) -> Float[np.ndarray, "N K A"]:
+    """Actions under a change of nothing: by the program that interventions run in, which rounds as they do."""
+    same = np.broadcast_to(np.eye(count, dtype=np.float32), (scenes, count, count))
+    return np.asarray(act(Lens(change=jnp.asarray(same)))[0])
 
 
 def _distance(actions: Float[Array, "N K A"], plain: Float[np.ndarray, "N K A"]) -> Float[np.ndarray, "N"]:

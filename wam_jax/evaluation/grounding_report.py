@@ -10,7 +10,7 @@ from wam_jax.evaluation.grounding import Grounding
 from wam_jax.evaluation.report import Report
 
 SENSITIVITY_COLUMNS = ("task", "intervention", "sensitivity ratio", "95% interval", "inside", "outside", "n")
-ATTENTION_COLUMNS = ("task", "part", "share of the tokens", "attention in it", "best head", "by layer")
+ATTENTION_COLUMNS = ("task", "part", "share of tokens", "attention in it", "best head", "centroid error", "by layer")
 
 
 def sensitivity_rows(found: dict[str, Grounding]) -> list[tuple[str, ...]]:
@@ -18,6 +18,9 @@ def sensitivity_rows(found: dict[str, Grounding]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for task, grounding in found.items():
         for kind, result in grounding.sensitivity.items():
+            if not result.inside.size:
+                rows.append((task, kind, "–", "no scene has tokens inside and outside", "–", "–", "0"))
+                continue
             low, high = result.interval()
             cells = (f"{result.ratio:.2f}", f"{low:.2f} to {high:.2f}") if result.moved else ("–", "does not move")
             numbers = (f"{result.inside.mean():.3g}", f"{result.outside.mean():.3g}", str(len(result.inside)))
@@ -30,12 +33,17 @@ def attention_rows(found: dict[str, Grounding]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for task, grounding in found.items():
         for number, (part, area) in enumerate(zip(grounding.parts, grounding.area, strict=True)):
-            if grounding.in_mask is None:
-                rows.append((task, part, f"{area:.3f}", "–", "–", "actions attend to no video token"))
+            cells = (task, part, f"{area:.3f}")
+            if grounding.in_mask is None or grounding.centroid_error is None:
+                rows.append((*cells, "–", "–", "–", "actions attend to no video token"))
                 continue
             by_head = grounding.in_mask[number].mean(0)  # layers, heads
+            if np.isnan(by_head).any():
+                rows.append((*cells, "–", "–", "–", "no scene shows it"))
+                continue
+            error = f"{grounding.centroid_error.mean():.3f}" if number == len(grounding.parts) - 1 else ""
             layers = " ".join(f"{x:.2f}" for x in by_head.mean(1))
-            rows.append((task, part, f"{area:.3f}", f"{by_head.mean():.3f}", f"{by_head.max():.3f}", layers))
+            rows.append((*cells, f"{by_head.mean():.3f}", f"{by_head.max():.3f}", error, layers))
     return rows
 
 
@@ -45,18 +53,21 @@ def add_grounding(
     """Everything about ``found``, by task; ``films`` as ``heat_film`` makes them."""
     report.add_table("What actions look at", ATTENTION_COLUMNS, attention_rows(found))
     for task, grounding in found.items():
-        if grounding.in_mask is not None:
-            matrix = grounding.in_mask[-1].mean(0)
-            report.add_image("", media.matrix(matrix, f"{task}: attention in the masks", "layer", "head"))
+        if grounding.in_mask is not None and not np.isnan(grounding.in_mask[-1]).any():
+            everything, title = grounding.in_mask[-1], f"{task}: attention in the masks"
+            report.add_image("", media.matrix(everything.mean(0), title, "layer", "head"))
+            report.add_image("", media.matrix(everything.mean(2), title, "sampling step", "layer"))
     report.add_table("What actions depend on", SENSITIVITY_COLUMNS, sensitivity_rows(found))
     report.add_text(
         "",
-        "The ratio says how much farther actions move when tokens of hand, named object and goal are changed than when "
-        "equally many tokens of the background are: 1 is no preference. Actions that do not depend on order do not "
-        "move when tokens are shuffled.",
+        "The ratio says how much farther actions move when tokens inside the masks are changed than when equally many "
+        "of the background are: 1 is no preference. Token by token, it compares the means over single tokens of each "
+        "side. Actions that do not depend on order do not move when tokens are shuffled. The centroid error is how far "
+        "the centre of attention is from that of the masks, in sides of the picture.",
     )
     for task, clips in films.items():
-        report.add_films(f"Attention and sensitivity: {task}", clips)
+        if clips:
+            report.add_films(f"Attention and sensitivity: {task}", clips)
 
 
 def heat_film(

@@ -1,8 +1,8 @@
 """Success under changed conditions: axes of graded strength, the same episodes under each, one batched run.
 
 Seven axes, as LIBERO-Plus has them: camera, robot's start, wording, light, background, sensor noise and layout. And
-looks that demonstrations did not have: colours, shapes, and combinations of the two (a colour that had every shape
-keeps them).
+looks that demonstrations did not have: colours, shapes, and combinations of the two. A colour that had every shape has
+no unseen one: it keeps its own, and episodes that name it do not count there.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from wam_jax import console
 from wam_jax.evaluation import media
@@ -24,11 +24,10 @@ from wam_jax.sim.layouts import MOST_DISTRACTORS
 from wam_jax.sim.rollout import rollout, wam_actor
 from wam_jax.sim.scene import OBJECT_COLORS, SHAPES, TABLE_COLOR, WALL_COLOR
 from wam_jax.sim.tabletop import Tabletop
-from wam_jax.sim.tasks import get_task, wordings
+from wam_jax.sim.tasks import get_task, instruction_text, wordings
 from wam_jax.sim.variation import Variation, neutral
 from wam_jax.training.restore import Trained
 
-STRENGTHS = (1 / 3, 2 / 3, 1.0)
 NOMINAL = "nominal"
 # Changes of a batch of N episodes: (N, strength, rng) -> fields of ``Variation`` with N rows.
 Change = Callable[[int, float, np.random.Generator], dict[str, np.ndarray]]
@@ -89,29 +88,70 @@ def _color(count: int, strength: float, rng: np.random.Generator) -> dict[str, n
     return {"object_colors": (1 - 0.5 * strength) * palette + 0.5 * strength * other}
 
 
-def conditions(task: str, shapes: Sequence[Sequence[int]]) -> dict[tuple[str, float], Change | int]:
+_GRADED: dict[str, Change] = {
+    "camera": _camera, "robot": _robot, "light": _light, "background": _background, "noise": _noise,
+    "layout": _layout, "color": _color,
+}  # fmt: skip
+_LOOKS = ("shape", "combination")  # unseen ones, which have one strength
+AXES = (*_GRADED, "wording", *_LOOKS)
+
+
+def check_axes(axes: Sequence[str], strengths: Sequence[float]) -> None:
+    """Raises ValueError for an unknown axis, or a strength outside (0, 1]."""
+    if unknown := [axis for axis in axes if axis not in AXES]:
+        raise ValueError(f"robustness axis {unknown[0]!r} is unknown (has: {', '.join(AXES)})")
+    if wrong := [strength for strength in strengths if not 0 < strength <= 1]:
+        raise ValueError(f"robustness strength {wrong[0]} is not in (0, 1]; 1 is the strongest")
+
+
+def conditions(
+    task: str, shapes: Sequence[Sequence[int]], axes: Sequence[str], strengths: Sequence[float]
+) -> dict[tuple[str, float], Change | int]:
     """Every condition by (axis, strength): a change, or the number of a wording.
 
     Args:
       task: of the suite.
       shapes: what the demonstrations' objects looked like, see ``TaskText``.
+      axes, strengths: see ``EvaluationConfig``.
+
+    Raises:
+      ValueError: an axis is unknown, or a strength outside (0, 1].
     """
-    axes: dict[str, Change] = {
-        "camera": _camera, "robot": _robot, "light": _light, "background": _background, "noise": _noise,
-        "layout": _layout, "color": _color,
-    }  # fmt: skip
+    check_axes(axes, strengths)
     found: dict[tuple[str, float], Change | int] = {(NOMINAL, 0.0): lambda count, strength, rng: {}}
-    for name, change in axes.items():
-        found.update({(name, strength): change for strength in STRENGTHS})
+    for name, change in _GRADED.items():
+        found.update({(name, strength): change for strength in strengths})
     number = len(wordings(task)) - 1
     found.update({("wording", (i + 1) / number): i + 1 for i in range(number)})
-    seen = shapes or ((SHAPES.index(get_task(task).object_shape),),) * len(OBJECT_COLORS)
-    known = {shape for own in seen for shape in own}
-    for axis, wanted in (("shape", set(range(len(SHAPES))) - known), ("combination", known)):
-        unseen = [sorted(wanted - set(own)) for own in seen]
+    seen = _seen_shapes(task, shapes)
+    for axis in _LOOKS:
+        unseen = _unseen_shapes(axis, seen)
         if any(unseen):
             found[(axis, 1.0)] = _shaped([other or own for other, own in zip(unseen, seen, strict=True)])
-    return found
+    return {name: change for name, change in found.items() if not axes or name[0] in (NOMINAL, *axes)}
+
+
+def counted(
+    axis: str, task: str, shapes: Sequence[Sequence[int]], instructions: Int[np.ndarray, "N"]
+) -> Bool[np.ndarray, "N"]:
+    """Which episodes an axis judges: all; of unseen looks, those in which all objects that are named have one."""
+    if axis not in _LOOKS:
+        return np.ones(len(instructions), bool)
+    unseen = dict(zip(OBJECT_COLORS, _unseen_shapes(axis, _seen_shapes(task, shapes)), strict=True))
+    judged = [all(unseen[word] for word in text.split() if word in unseen) for text in instruction_text(task)]
+    return np.array(judged)[instructions]
+
+
+def _seen_shapes(task: str, shapes: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+    """Of each colour, in the demonstrations."""
+    return shapes or ((SHAPES.index(get_task(task).object_shape),),) * len(OBJECT_COLORS)
+
+
+def _unseen_shapes(axis: str, seen: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Of each colour: shapes that no object had, or that only objects of other colours had."""
+    known = {shape for own in seen for shape in own}
+    wanted = known if axis == "combination" else set(range(len(SHAPES))) - known
+    return [sorted(wanted - set(own)) for own in seen]
 
 
 def _shaped(shapes: Sequence[Sequence[int]]) -> Change:
@@ -125,7 +165,10 @@ def _shaped(shapes: Sequence[Sequence[int]]) -> Change:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Robustness:
-    """Success of every condition on the same episodes; ``(NOMINAL, 0.0)`` is that of training."""
+    """Success of every condition on the same episodes, or those of them that its axis judges (``counted``).
+
+    ``(NOMINAL, 0.0)`` is that of training.
+    """
 
     task: str
     success: dict[tuple[str, float], Bool[np.ndarray, "N"]]
@@ -135,21 +178,23 @@ class Robustness:
 
     @property
     def by_axis(self) -> dict[str, Float[np.ndarray, "N"]]:
-        """Share of an axis' strengths at which an episode succeeds; the nominal first."""
+        """Share of an axis' strengths at which an episode succeeds; the nominal first. Empty where none is judged."""
         names = dict.fromkeys(axis for axis, _ in self.success)
         return {name: np.mean([x for (axis, _), x in self.success.items() if axis == name], 0) for name in names}
 
     @property
     def axes(self) -> dict[str, Mean]:
-        """Success by axis, with an interval over episodes."""
-        return {name: mean_share(x) for name, x in self.by_axis.items()}
+        """Success by axis, with an interval over episodes; of axes that judge any."""
+        return {name: mean_share(x) for name, x in self.by_axis.items() if x.size}
 
     def summary(self) -> dict[str, Any]:
         """For ``summary.json``."""
         return {
             "axes": {name: rate.as_dict() for name, rate in self.axes.items()},
             "conditions": {
-                f"{axis} {strength:.2f}": self.rate((axis, strength)).as_dict() for axis, strength in self.success
+                f"{axis} {strength:.2f}": self.rate((axis, strength)).as_dict()
+                for (axis, strength), success in self.success.items()
+                if success.size
             },
         }
 
@@ -164,12 +209,11 @@ def evaluate_robustness(task: TaskText, trained: Trained, config: EvaluationConf
       mesh: episodes are spread over its devices.
     """
     env = Tabletop(task.name, image_size=trained.image_size, varied=True, cameras=task.cameras)
-    plan = conditions(task.name, task.shapes)
+    plan = conditions(task.name, task.shapes, config.robustness_axes, config.robustness_strengths)
     count = min(config.robustness_episodes, config.episodes)
-    rng = np.random.default_rng(config.seed)
     keys, looks = jax.tree.map(lambda x: x[:count], episodes_of(task, config))
     usual = looks or neutral(count)
-    parts = [_changed(usual, change, strength, count, rng) for (_, strength), change in plan.items()]
+    parts = [changed(usual, change, name, count, config.seed) for name, change in plan.items()]
     everything = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     starts = np.tile(np.asarray(jax.random.key_data(keys)), (len(plan), 1))
     policy = dataclasses.replace(trained.policy, candidates=config.candidates)
@@ -177,20 +221,29 @@ def evaluate_robustness(task: TaskText, trained: Trained, config: EvaluationConf
     params = jax.tree.map(lambda x: on_mesh(x, mesh), informed(task, trained.params))
     total, size = len(starts), min(config.batch_size, len(starts))
     success: list[np.ndarray] = []
+    told: list[np.ndarray] = []
     for start in console.progress(range(0, total, size), f"robustness {task.name}"):
         rows = np.arange(start, start + size) % total  # the last batch wraps around instead of recompiling
         part = jax.device_put(jax.tree.map(lambda x, r=rows: x[r], (starts, everything)), batch_sharding(mesh))
         key = jax.random.fold_in(jax.random.key(config.seed), start + 1)
-        outcome = run(params, jax.random.wrap_key_data(part[0]), key, part[1]).outcome
-        success.append(np.asarray(outcome.success)[-1, : total - start])
-    by_condition = np.concatenate(success).reshape(len(plan), count)
-    return Robustness(task=task.name, success=dict(zip(plan, by_condition, strict=True)))
+        trace = run(params, jax.random.wrap_key_data(part[0]), key, part[1])
+        success.append(np.asarray(trace.outcome.success)[-1, : total - start])
+        told.append(np.asarray(trace.instruction)[: total - start])
+    by_condition = zip(plan, np.concatenate(success).reshape(len(plan), count), strict=True)
+    instructions = np.concatenate(told)[:count]  # the same under every condition
+    return Robustness(
+        task=task.name,
+        success={name: x[counted(name[0], task.name, task.shapes, instructions)] for name, x in by_condition},
+    )
 
 
-def _changed(
-    usual: Variation, change: Change | int, strength: float, count: int, rng: np.random.Generator
-) -> Variation:
-    """The conditions of ``count`` episodes."""
+def changed(usual: Variation, change: Change | int, name: tuple[str, float], count: int, seed: int) -> Variation:
+    """``count`` episodes under the condition ``name``: (axis, strength).
+
+    All strengths of an axis are more or less of the same draws, and those of another axis do not depend on them.
+    """
+    axis, strength = name
+    rng = np.random.default_rng([seed, *axis.encode()])
     fields = {"wording": np.full(count, change)} if isinstance(change, int) else change(count, strength, rng)
     typed: dict[str, Any] = {name: np.asarray(value, getattr(usual, name).dtype) for name, value in fields.items()}
     return dataclasses.replace(usual, **typed)
@@ -218,7 +271,7 @@ def add_robustness(report: Report, results: Sequence[Robustness]) -> None:
     report.add_table("", COLUMNS, rows(results))
     report.add_text(
         "",
-        "The same episodes under every condition, strengths from a third to full; an axis' interval counts each "
-        "episode once. Shapes, combinations and colours are ones that no demonstration had (a colour that had every "
-        "shape keeps them); what is to be done and what things are called stays.",
+        "The same episodes under every condition; an axis' strengths are grades of the same changes, and its interval "
+        "counts each episode once. Shapes, combinations and colours are ones that no demonstration had (episodes that "
+        "name a colour that had every shape are left out there); what is to be done and what things are called stays.",
     )

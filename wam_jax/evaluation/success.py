@@ -39,6 +39,8 @@ class EvaluationConfig:
     films: rollouts to record.
     seed: of the episodes; no training or tuning should use the same.
     robustness_episodes: under each changed condition, the first of ``episodes``.
+    robustness_axes: of changed conditions, out of ``robustness.AXES``; empty: all.
+    robustness_strengths: in (0, 1], of the axes that are graded.
     grounding_scenes: moments of each task that diagnostics of what actions look at are made on.
     """
 
@@ -49,6 +51,8 @@ class EvaluationConfig:
     films: int = 6
     seed: int = 1000
     robustness_episodes: int = 64
+    robustness_axes: tuple[str, ...] = ()
+    robustness_strengths: tuple[float, ...] = (1 / 3, 2 / 3, 1.0)
     grounding_scenes: int = 64
 
 
