@@ -3,14 +3,14 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from launch.config import ConfigError, to_plain
@@ -18,15 +18,24 @@ from launch.data import open_data
 from launch.job import Job, run_job
 from launch.tokenizers import encode_dataset
 from launch.world2act import Work
+from wam_jax import console
 from wam_jax.evaluation.success import EvaluationConfig, closed_loop_score, episodes_of
 from wam_jax.nn.lora import FACTORS, Lora, with_lora
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import PolicyParams
 from wam_jax.posttraining.adapters import Adapters
-from wam_jax.posttraining.online import Frozen, Learner, ResidualLearner, Starts, WholeLearner, online_loss
+from wam_jax.posttraining.online import (
+    Frozen,
+    Learner,
+    ResidualLearner,
+    Starts,
+    WholeLearner,
+    online_loss,
+    whole_episodes,
+)
 from wam_jax.posttraining.pseudo_actions import PseudoDemonstrations, SideBySide
 from wam_jax.posttraining.residual import ResidualConfig
-from wam_jax.posttraining.restore import define_correction, fingerprint
+from wam_jax.posttraining.restore import define_correction, fingerprint, load_policy
 from wam_jax.sharding import replicated
 from wam_jax.sim import compilation
 from wam_jax.tokenizers.tokenizer import Tokenizer
@@ -39,8 +48,24 @@ from wam_jax.training.trainer import Trainer
 _AT_ONCE = 32  # imagined videos that are encoded
 
 
-def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None:
-    """The policy acts from the starts of what was imagined, and learns to do the like."""
+class Tracking(NamedTuple):
+    """Episodes from the starts of what was imagined, to their end.
+
+    Attributes:
+      similarity: of what each did and what was imagined for it.
+      success: whether it ended in success.
+    """
+
+    similarity: Float[np.ndarray, " K"]
+    success: Bool[np.ndarray, " K"]
+
+
+def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Tracking:
+    """The policy acts from the starts of what was imagined, and learns to do the like.
+
+    Returns:
+      whether it then does, and whether that goes with success (World2Act's claim).
+    """
     numbers, base = config.posttrain, work.base
     episodes = episodes_of(work.task, EvaluationConfig(episodes=numbers.trajectories, seed=numbers.seed))
     keys = np.asarray(jax.random.key_data(episodes.keys))
@@ -81,6 +106,14 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None
         score=_score(config, work, learner, frozen, mesh) if config.train.score.every else None,
     )
     run_job(config, work.data, directory, job)
+    after = load_policy(directory, mesh)
+    learner = dataclasses.replace(learner, policy=after.policy)  # type: ignore[type-var]
+    run, parts = compilation.jit(whole_episodes(work.env, learner, work.adapters, work.data.codec)), []
+    for start in console.progress(range(0, numbers.trajectories, numbers.batch_size), "episodes to their end"):
+        rows, key = np.arange(start, start + numbers.batch_size), jax.random.fold_in(jax.random.key(config.seed), start)
+        parts.append(jax.tree.map(np.asarray, run(after.params, job.frozen, take(rows), key)))
+    similarity, success = (np.concatenate(found) for found in zip(*parts, strict=True))
+    return Tracking(similarity, success > 0)
 
 
 def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None:

@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 from launch import devices
 from launch.config import load_config, to_plain
 from launch.demos import demo_datasets
-from launch.improve import imitate, improve
+from launch.improve import Tracking, imitate, improve
 from launch.world2act import Work, check_posttrain, heldout_sequences, prepare
 from wam_jax import console
 from wam_jax.evaluation import media
 from wam_jax.evaluation.report import Report, write_summary
-from wam_jax.evaluation.statistics import Rate, paired_difference
+from wam_jax.evaluation.statistics import Rate, paired_difference, ranking
 from wam_jax.evaluation.success import EvaluationConfig, policy_outcomes
 from wam_jax.posttraining.restore import ADAPTERS, load_policy
 from wam_jax.training.metrics import read_metrics
@@ -50,21 +50,39 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     mesh = devices.start(config)
     if not config.data.datasets:
         config.data.datasets = demo_datasets(config, args.workdir)
-    work = posttrain(config, mesh, args.workdir)
+    work, tracking = posttrain(config, mesh, args.workdir)
     report = Report(f"Post-training: {args.config}", subtitle=str(args.workdir))
-    summary = _report(report, config, work, mesh, args.workdir)
+    summary = _report(report, config, work, tracking, mesh, args.workdir)
     write_summary(args.workdir, summary)
     console.log(f"wrote {report.write(args.workdir)}")
 
 
-def posttrain(config: ConfigDict, mesh: Mesh, directory: Path, shared: Path | None = None) -> Work:
-    """Both stages, each from where it was; arguments as of ``prepare``."""
+def posttrain(
+    config: ConfigDict, mesh: Mesh, directory: Path, shared: Path | None = None
+) -> tuple[Work, Tracking | None]:
+    """Both stages, each from where it was; arguments as of ``prepare``. Imitation is compared with nothing."""
     work = prepare(config, mesh, directory, shared)
-    (imitate if config.posttrain.method == "pixels" else improve)(config, work, mesh, directory)
-    return work
+    if config.posttrain.method == "pixels":
+        imitate(config, work, mesh, directory)
+        return work, None
+    return work, improve(config, work, mesh, directory)
 
 
-def _report(report: Report, config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> dict[str, Any]:
+def tracking_figures(tracking: Tracking | None) -> dict[str, float]:
+    """Mean similarity of episodes that end in success and of others, and how well it tells them apart."""
+    if tracking is None or (told := ranking(*tracking)) is None:
+        return {}
+    similarity, success = tracking
+    return {
+        "similarity_tells_success": told.mean,
+        "similarity_of_successes": float(similarity[success].mean()),
+        "similarity_of_failures": float(similarity[~success].mean()),
+    }
+
+
+def _report(
+    report: Report, config: ConfigDict, work: Work, tracking: Tracking | None, mesh: Mesh, directory: Path
+) -> dict[str, Any]:
     """Success before and after, on episodes that nothing was trained on; curves; what was imagined."""
     settings = EvaluationConfig(**config.evaluation)
     after = load_policy(directory, mesh)
@@ -85,6 +103,10 @@ def _report(report: Report, config: ConfigDict, work: Work, mesh: Mesh, director
     for stage, folder in (("Stage 1", directory / ADAPTERS), ("Stage 2", directory)):
         for chart in _curves(read_metrics(folder / "metrics.jsonl")):
             report.add_image(stage, chart)
+    if tracking is not None and (told := ranking(*tracking)) is not None:
+        text = f"Of two episodes, the one that succeeds is more like what was imagined for it: {told} (chance: .50)"
+        report.add_text("Does similarity tell success?", f"{text}; n = {told.n}.")
+        console.log(text)
     films = [
         (media.film(media.side_by_side({"imagined": pictures[:, 0]}), _FPS), f"start {number}")
         for number, pictures in enumerate(work.imagined.pictures[:_FILMS])
@@ -97,6 +119,7 @@ def _report(report: Report, config: ConfigDict, work: Work, mesh: Mesh, director
         "success": {name: {"rate": rate.rate, "ci95": list(rate.ci95), "n": rate.n} for name, rate in rates.items()},
         "difference": difference.as_dict(),
         "adapters": heldout,
+        "tracking": tracking_figures(tracking),
         "config": to_plain(config),
     }
 

@@ -32,7 +32,7 @@ from launch.data import Data, open_data
 from launch.demos import demo_datasets, object_shapes
 from launch.evaluate import described_task
 from launch.grounding import ground
-from launch.posttrain import posttrain
+from launch.posttrain import posttrain, tracking_figures
 from launch.start import check_start
 from launch.tokenizers import encode_dataset, find_tokenizer, with_images_for
 from launch.train import evaluate_validation, find_tokenizers, lpips_if_here, train_model
@@ -244,12 +244,12 @@ def _posttrain(
         prepared = config.copy_and_resolve_references()
         prepared.seed = data_seed
         config.data.datasets = demo_datasets(prepared, workdir / "shared")
-    work = posttrain(config, mesh, directory, workdir / "shared")
+    work, tracking = posttrain(config, mesh, directory, workdir / "shared")
     names = ("similarity", "similarity_of_others", "retrieval")
     rows = [row for row in read_metrics(directory / "metrics.jsonl") if names[0] in row]  # none of imitation
     online = {f"online_{name}": rows[-1][name] for name in names if rows}
     stage1 = {f"adapters_{name}": value for name, value in heldout_sequences(config, work).items()}
-    return load_policy(directory, mesh), {**online, **stage1}
+    return load_policy(directory, mesh), {**online, **stage1, **tracking_figures(tracking)}
 
 
 def _preparation(config: ConfigDict) -> str:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from wam_jax.evaluation.statistics import Difference, Rate, paired_difference, wilson_interval
+from wam_jax.evaluation.statistics import Difference, Rate, paired_difference, ranking, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -113,3 +113,17 @@ def test_unpaired_outcomes_are_refused():
 def test_difference_as_text():
     assert str(Difference(0.12, (0.008, 1.0), 10)) == "+.12 [+.01, +1.00]"
     assert str(Difference(-0.25, (-0.5, 0.0), 10)) == "-.25 [-.50, +.00]"
+
+
+def test_a_score_that_tells_successes_from_failures_ranks_them():
+    success = np.arange(200) % 2 == 0
+    rng = np.random.default_rng(0)
+    assert ranking(success.astype(float), success).mean == 1
+    assert ranking(-success.astype(float), success).mean == 0
+    assert ranking(np.zeros(200), success).mean == 0.5  # all alike
+    blind = ranking(rng.normal(size=200), success)
+    assert blind.ci95[0] < 0.5 < blind.ci95[1]
+    some = ranking(rng.normal(size=200) + success, success)
+    assert some.mean == pytest.approx(0.76, abs=0.06)  # Φ(1 / √2)
+    assert some.ci95[0] > 0.5
+    assert ranking(np.arange(200.0), np.ones(200, bool)) is None

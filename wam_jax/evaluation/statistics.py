@@ -58,7 +58,7 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean of shares and its 95% interval. As text: ``.52 [.41, .63]``."""
+    """A mean and its 95% interval. As text: ``.52 [.41, .63]``."""
 
     mean: float
     ci95: tuple[float, float]
@@ -79,6 +79,21 @@ def mean_share(shares: Float[np.ndarray, "*N"] | Bool[np.ndarray, "*N"]) -> Mean
     Shares scatter less than successes of the same mean do, so the interval is rather too wide.
     """
     return Mean(float(shares.mean()), wilson_interval(float(shares.sum()), shares.size), shares.size)
+
+
+def ranking(score: Float[np.ndarray, "N"], success: Bool[np.ndarray, "N"], draws: int = 2000) -> Mean | None:
+    """How well a score tells successes from failures: the chance that it is higher for a success (area under the ROC).
+
+    .5 is chance; the interval is a bootstrap over episodes. None: all episodes ended alike.
+    """
+    success = np.asarray(success, bool)
+    if success.all() or not success.any():
+        return None
+    order = np.sign(score[success][:, None] - score[~success]) / 2 + 0.5
+    rng = np.random.default_rng(0)
+    rows, columns = (rng.integers(size, size=(draws, size)) for size in order.shape)
+    low, high = np.quantile([order[np.ix_(a, b)].mean() for a, b in zip(rows, columns, strict=True)], [0.025, 0.975])
+    return Mean(float(order.mean()), (float(low), float(high)), success.size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ simulator is not differentiated.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -177,7 +178,8 @@ def online_loss(
     """InfoNCE between imagined video and the actions of the same episodes; the batch is ``Starts``, frozen ``Frozen``.
 
     The metrics have the similarity of pairs (which tracks success, the paper finds), of others, how often a pair is
-    found, and the share of these episodes that ended in success, which nothing here is trained on.
+    found, and the share of these episodes in which the instruction holds at the end of what was imagined, which nothing
+    here is trained on.
 
     Args:
       env: where episodes run; compile the step with ``sim.compilation.jit``.
@@ -186,13 +188,45 @@ def online_loss(
       chunks: their units of actions.
       temperature: of the contrastive loss; None: that of the adapters.
     """
+    meet = _meeting(env, learner, adapters, chunks)
+
+    def loss(trained: Params, frozen: Frozen, batch: Starts, key: jax.Array, step: Array):
+        params, config = learner.acting(trained, frozen), adapters.bind(frozen.adapters).config
+        action, success = meet(params, frozen, batch, key, batch.video.shape[1])
+        similarity = all_similarities(config, batch.video, action)
+        contrastive = info_nce(similarity, temperature or config.temperature)
+        return contrastive, {**paired(similarity), "rollout_success": success.mean()}
+
+    return loss
+
+
+def whole_episodes(
+    env: Tabletop, learner: Learner, adapters: Definition[Adapters], chunks: ActionCodec
+) -> Callable[[Any, Frozen, Starts, jax.Array], tuple[Float[Array, "N"], Float[Array, "N"]]]:
+    """Of every episode, how alike what was done and what was imagined are; and whether it ended in success.
+
+    What is returned takes the parameters of a policy as it acts. Episodes go on to their end, as they do when they are
+    judged; compared is the time that was imagined.
+    """
+    assert chunks.block is not None
+    meet, count = _meeting(env, learner, adapters, chunks), -(-env.episode_steps // chunks.block)
+
+    def run(params: Any, frozen: Frozen, batch: Starts, key: jax.Array):
+        config = adapters.bind(frozen.adapters).config
+        action, success = meet(params, frozen, batch, key, count)
+        return jnp.diagonal(all_similarities(config, batch.video, action)), success
+
+    return run
+
+
+def _meeting(env: Tabletop, learner: Learner, adapters: Definition[Adapters], chunks: ActionCodec) -> Callable:
+    """The action adapter's vectors of the time that was imagined, and success at the end of ``count`` chunks."""
     assert chunks.block is not None
     length = chunks.block
 
-    def loss(trained: Params, frozen: Frozen, batch: Starts, key: jax.Array, step: Array):
-        params = learner.acting(trained, frozen)
+    def meet(params: Any, frozen: Frozen, batch: Starts, key: jax.Array, count: int):
         bound = adapters.bind(jax.lax.stop_gradient(frozen.adapters))
-        config, given = bound.config, () if batch.looks is None else (batch.looks,)
+        given = () if batch.looks is None else (batch.looks,)
         states = jax.vmap(env.reset)(jax.random.wrap_key_data(batch.keys), *given)
         informed = WamParams(
             policy=jax.lax.stop_gradient(params),
@@ -200,15 +234,13 @@ def online_loss(
             embodiment=frozen.embodiment,
             misinform=jnp.asarray(False),
         )
-        rolled = jax.lax.stop_gradient(roll(env, learner, informed, states, batch.video.shape[1], length, key))
-        wanted = learner.wanted(params, rolled.seen, rolled.notes)
+        rolled = jax.lax.stop_gradient(roll(env, learner, informed, states, count, length, key))
+        seen, notes = jax.tree.map(lambda x: x[: batch.video.shape[1]], (rolled.seen, rolled.notes))
+        wanted = learner.wanted(params, seen, notes)
         # What is executed counts, or the loss falls by motions that the robot cuts off; gradients are those of what is
         # wanted, so that a gripper's sign can turn.
         executed = jnp.asarray(chunks.encode(env.executed(jnp.asarray(chunks.decode(wanted)))))
         wanted = wanted + jax.lax.stop_gradient(executed - wanted)
-        action = bound.of_actions(rearrange(wanted, "t n m a -> n (t m) a"))
-        similarity = all_similarities(config, batch.video, action)
-        contrastive = info_nce(similarity, temperature or config.temperature)
-        return contrastive, {**paired(similarity), "rollout_success": rolled.success.mean()}
+        return bound.of_actions(rearrange(wanted, "t n m a -> n (t m) a")), rolled.success
 
-    return loss
+    return meet
