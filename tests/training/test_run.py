@@ -21,7 +21,7 @@ from wam_jax.training.optimizer import OptimizerConfig
 from wam_jax.training.partition import matching, subset
 from wam_jax.training.restore import define_model, load_trained
 from wam_jax.training.run import is_run, open_run
-from wam_jax.training.source import start_from
+from wam_jax.training.source import fresh_paths, start_from
 from wam_jax.training.state import TrainState
 from wam_jax.training.trainer import Trainer
 from wam_jax.weights.files import open_weights
@@ -201,6 +201,22 @@ def test_a_new_action_size_keeps_everything_but_the_action_maps(tiny, plain, mes
     kernel = np.asarray(got["maps/action/project/linear/kernel"])  # of 6 actions: standard deviation 1 / sqrt(6)
     assert kernel.std() == pytest.approx(6**-0.5, rel=0.2)
     assert not np.any(got["maps/action/head/project/linear/kernel"])  # heads start at zero
+
+
+def test_repwams_second_stage_keeps_all_but_the_maps_of_actions(tiny):
+    """Of the model of latent actions, by its parameters' names and shapes."""
+
+    def shapes(**options) -> dict[str, tuple[int, ...]]:
+        return {path: tuple(leaf.shape) for path, leaf in paths(tiny.define("repwam", **options).shapes()).items()}
+
+    first, second = shapes(latent_actions=True, robot_actions=False), shapes()
+    fresh = fresh_paths(tiny.define("repwam"), first)
+    assert fresh
+    assert all(path.startswith("maps/action/") for path in fresh)
+    assert all(path.startswith("maps/latent_action/") for path in first.keys() - second.keys())
+    assert {path: first[path] for path in second.keys() - set(fresh)} == {
+        path: second[path] for path in second.keys() - set(fresh)
+    }
 
 
 def test_lora_starts_from_a_run_with_new_factors_only(tiny, plain, mesh):
