@@ -66,10 +66,10 @@ def test_it_learns_from_its_zero_start_and_reads_all_that_it_is_given(parts):
     assert (np.abs(run(loud, *parts[4])).max((0, 1)) <= np.array(BOUNDS)).all()
 
 
-def test_a_command_can_be_turned_round_and_what_is_normalised_moves_less():
+def test_what_is_not_normalised_has_a_bound_of_its_own():
     affine = Affine(np.array([0, 0.1, 0], np.float32), np.array([2, 1, 1], np.float32))
     codec = ActionCodec(np.array([True, False, False]), affine)
-    assert ResidualConfig().bounds(codec) == (0.5, 0.5, 1.5)
+    assert ResidualConfig(command_bound=1.5).bounds(codec) == (0.5, 0.5, 1.5)
 
 
 def test_the_place_of_what_is_seen_matters(parts):

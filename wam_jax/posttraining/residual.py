@@ -34,8 +34,9 @@ class ResidualConfig:
       proprio_width: of the layer between proprioception and its token.
       image_widths: of the convolutions (stride 2) between pictures and their token.
       bound: of the motion that is added, in (normalised) actions.
-      command_bound: the same of dimensions that are not normalised, such as a gripper's ±1; above 1, for only then can
-        it be turned round.
+      command_bound: the same of dimensions that are not normalised, such as a gripper's ±1; 0 leaves them to the base,
+        above 1 they can be turned round. (Free to, the gripper closed on nothing: success fell to 0, even where what
+        was to be like were the expert's own actions from the same start.)
 
     Raises:
       ValueError: widths that do not divide into heads, or groups of channels.
@@ -47,7 +48,7 @@ class ResidualConfig:
     proprio_width: int = 128
     image_widths: tuple[int, ...] = (16, 32, 32)
     bound: float = 0.5
-    command_bound: float = 1.5
+    command_bound: float = 0.0
 
     def __post_init__(self):
         if self.width % (2 * self.heads):
@@ -119,7 +120,7 @@ class ResidualPolicy(nnx.Module):
         # A loop, so that both are the same program: of the same vectors the same actions, to the last bit.
         there, here = jax.lax.map(adapters.decode, jnp.stack([vectors + moved, vectors]))
         bounds = jnp.asarray(self.bounds)
-        return bounds * jnp.tanh((there - here) / bounds)
+        return bounds * jnp.tanh((there - here) / jnp.maximum(bounds, 1e-6))
 
     def _times(self, tokens: Float[Array, "B T D"]) -> Float[Array, "T D"]:
         """Sinusoids that tell the chunks apart."""
