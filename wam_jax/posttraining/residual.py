@@ -33,7 +33,8 @@ class ResidualConfig:
       width, heads, layers: of the transformer.
       proprio_width: of the layer between proprioception and its token.
       image_widths: of the convolutions (stride 2) between pictures and their token.
-      bound: of the motion that is added, in (normalised) actions.
+      bound: of the motion that is added, in (normalised) actions. (At 0.5 it did harm, even where it was to be like
+        the expert's own actions, see configs/studies/README.md.)
       command_bound: the same of dimensions that are not normalised, such as a gripper's ±1; 0 leaves them to the base,
         above 1 they can be turned round. (Free to, the gripper closed on nothing: success fell to 0, even where what
         was to be like were the expert's own actions from the same start.)
@@ -47,7 +48,7 @@ class ResidualConfig:
     layers: int = 2
     proprio_width: int = 128
     image_widths: tuple[int, ...] = (16, 32, 32)
-    bound: float = 0.5
+    bound: float = 0.15
     command_bound: float = 0.0
 
     def __post_init__(self):
