@@ -130,6 +130,7 @@ def get_config() -> ConfigDict:
         {
             "method": "",  # residual | lora | pixels; empty: none
             "world": "",  # run of the world model; empty: config.init's own video
+            "imagination": "world",  # world | expert (what the scripted expert would do: a control without its errors)
             "skills": False,  # tell the world model each skill in its own words, as one trained on skills needs
             "windows": (),  # of the world model, for each skill; empty: as long as the expert takes, in the median
             "trajectories": 256,  # imagined, each from a start of its own

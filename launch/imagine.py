@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         raise ConfigError(f"{args.checkpoint} imagines no video; choose a system that has a video stream")
     scene = _happen(config, trained, args.task, args.episodes)
     plan = _plan(args, scene)
-    seen = _see(scene, windows=len(next(iter(plan.values()))))
+    seen = _see(scene, picture_steps(trained, windows=len(next(iter(plan.values())))))
     out = args.out or args.checkpoint / "imagined"
     report = Report(f"Imagined: {args.task}", subtitle=f"step {trained.step}")
     key, start, proprio = jax.random.key(config.seed), seen.start[:, 0], scene.trace.proprio[0]
@@ -98,7 +98,6 @@ class _Scene(NamedTuple):
       env: where they are.
       trace: of them.
       lead: control steps of a window.
-      ahead: control steps from a window's start to each of its pictures.
       instructions: of each episode.
       skills: of each episode, in its words.
     """
@@ -107,7 +106,6 @@ class _Scene(NamedTuple):
     env: Tabletop
     trace: Trace
     lead: int
-    ahead: tuple[int, ...]
     instructions: tuple[str, ...]
     skills: tuple[tuple[str, ...], ...]
 
@@ -122,15 +120,11 @@ def _happen(config: ConfigDict, trained: Trained, task: str, episodes: int) -> _
     trace = run(jnp.asarray(0.0), starts.keys, jax.random.key(config.seed), starts.looks)
     numbers = np.asarray(trace.instruction)
     words = skill_text(task) or (env.instructions,)
-    steps = trained.meta["identity"]["interface"]["frame_steps"]
-    tubelet = trained.params.tokenizer.config.tubelet
-    ahead = WindowSpec(cameras=env.cameras, frame_offsets=tuple(steps), tubelet=tubelet).image_offsets[1:]
     return _Scene(
         described,
         env,
         trace,
-        steps[-1],
-        ahead,
+        trained.meta["identity"]["interface"]["frame_steps"][-1],
         tuple(env.instructions[number] for number in numbers),
         tuple(tuple(skill[number] for skill in words) for number in numbers),
     )
@@ -152,9 +146,15 @@ class _Seen(NamedTuple):
     seconds: Float[np.ndarray, " F"]
 
 
-def _see(scene: _Scene, windows: int) -> _Seen:
-    """Draws the start, and what happens in that many windows."""
-    moments = np.append(0, (scene.lead * np.arange(windows)[:, None] + np.array(scene.ahead)).reshape(-1))
+def picture_steps(trained: Trained, windows: int) -> Int[np.ndarray, " I"]:
+    """The control steps of all pictures of so many windows; the first is 0, the start."""
+    steps, tubelet = trained.meta["identity"]["interface"]["frame_steps"], trained.params.tokenizer.config.tubelet
+    ahead = WindowSpec(cameras=(), frame_offsets=tuple(steps), tubelet=tubelet).image_offsets[1:]
+    return np.append(0, (steps[-1] * np.arange(windows)[:, None] + np.array(ahead)).reshape(-1))
+
+
+def _see(scene: _Scene, moments: Int[np.ndarray, " I"]) -> _Seen:
+    """Draws the start, and what happens after it."""
     stage = jax.tree.map(lambda x: x[np.minimum(moments, len(x) - 1)], scene.trace.stage)
     pictures = np.swapaxes(np.asarray(draw(scene.env)(stage)), 0, 1)
     places = np.swapaxes(np.asarray(left_to_right(scene.env.object_places(stage))), 0, 1)

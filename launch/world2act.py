@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from data_pipelines.transforms import ActionCodec
 from launch.config import ConfigError, to_plain
 from launch.data import Data, open_data
 from launch.evaluate import described_task
-from launch.imagine import imagine, skills_of_expert
+from launch.imagine import imagine, picture_steps, skills_of_expert
 from launch.job import Job, run_job
 from launch.tokenizers import encode_dataset, tokenizer_key, with_images_for
 from wam_jax import console
@@ -33,7 +34,7 @@ from wam_jax.posttraining.residual import ResidualConfig
 from wam_jax.posttraining.restore import ADAPTERS, fingerprint
 from wam_jax.sharding import replicated
 from wam_jax.sim import compilation
-from wam_jax.sim.rollout import rollout, scripted_actor
+from wam_jax.sim.rollout import draw, rollout, scripted_actor
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import skill_text
 from wam_jax.training.losses import Tokenizers, encode_batch
@@ -43,6 +44,7 @@ from wam_jax.training.trainer import Trainer
 from wam_jax.types import Batch
 
 METHODS = ("residual", "lora", "pixels")
+IMAGINATIONS = ("world", "expert")
 _EXPERT_EPISODES = 32  # that tell how long skills take
 # What decides what a policy is told and sees; post-training takes it from its base.
 _OF_BASE = ("data.text_encoder", "data.text_tokens", "data.cameras", "demos.object_shapes")
@@ -64,6 +66,9 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
     for name, seed in (("evaluation", config.evaluation.seed), ("train.score", config.train.score.seed)):
         if numbers.seed == seed:
             raise ConfigError(f"config.posttrain.seed is config.{name}.seed; choose other starts than you judge by")
+    if numbers.imagination not in IMAGINATIONS:
+        known = ", ".join(IMAGINATIONS)
+        raise ConfigError(f"config.posttrain.imagination={numbers.imagination!r} is unknown (has: {known})")
     if not 0 <= numbers.adapters.hard_share <= 1:
         raise ConfigError(f"config.posttrain.adapters.hard_share={numbers.adapters.hard_share} is no share, 0 to 1")
     if numbers.trajectories < 1 or numbers.batch_size < 2 or numbers.trajectories % numbers.batch_size:
@@ -289,30 +294,63 @@ def imagine_starts(
     """What the world model expects from each start; made once."""
     numbers = config.posttrain
     asked = [numbers.trajectories, numbers.batch_size, numbers.seed, told, windows, task.name, task.shapes]
+    asked += [numbers.imagination]
     key = hashlib.sha256(json.dumps([fingerprint(world), *asked]).encode()).hexdigest()
     path = directory / f"imagined_{key[:12]}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as saved:
             return Imagined(*(saved[name] for name in Imagined._fields))
     episodes = episodes_of(task, EvaluationConfig(episodes=numbers.trajectories, seed=numbers.seed))
-    said = skill_text(task.name) if told is not None else (env.instructions,)
-
-    def start(keys: jax.Array, looks: Any):
-        states = jax.vmap(env.reset)(keys, *(() if looks is None else (looks,)))
-        return jax.vmap(env.draw)(jax.vmap(env.stage)(states)), jax.vmap(env.proprio)(states), states.instruction
-
-    reset, found = compilation.jit(start), []
-    for number in console.progress(range(0, numbers.trajectories, numbers.batch_size), "imagine"):
-        own = slice(number, number + numbers.batch_size)
-        images, proprio, instruction = reset(*jax.tree.map(lambda x, own=own: x[own], tuple(episodes)))
-        plan = [tuple(said[skill][i] for i in np.asarray(instruction)) for skill in told or [0] * windows]
-        noise = jax.random.fold_in(jax.random.key(numbers.seed + 2), number)
-        future = imagine(world, np.asarray(images), proprio, task.embodiment, plan, noise)
-        pictures = np.concatenate([np.asarray(images)[:, None], future], 1)
-        found.append(Imagined(pictures, np.asarray(instruction), np.asarray(proprio)))
+    batches = console.progress(range(0, numbers.trajectories, numbers.batch_size), "imagine")
+    if numbers.imagination == "expert":
+        make = expert_videos(env, picture_steps(world, windows))
+    else:
+        make = _imagined_videos(config, world, task, env, told, windows)
+    found = [make(jax.tree.map(lambda x, i=i: x[i : i + numbers.batch_size], tuple(episodes)), i) for i in batches]
     imagined = Imagined(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
     directory.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished.npz")
     np.savez(unfinished, **imagined._asdict())
     os.replace(unfinished, path)
     return imagined
+
+
+def _imagined_videos(
+    config: ConfigDict,
+    world: Trained,
+    task: TaskText,
+    env: Tabletop,
+    told: tuple[int, ...] | None,
+    windows: int,
+) -> Callable[[Any, int], Imagined]:
+    """What the world model expects from some starts; the number decides its noise."""
+    said = skill_text(task.name) if told is not None else (env.instructions,)
+
+    def start(keys: jax.Array, looks: Any):
+        states = jax.vmap(env.reset)(keys, *(() if looks is None else (looks,)))
+        return jax.vmap(env.draw)(jax.vmap(env.stage)(states)), jax.vmap(env.proprio)(states), states.instruction
+
+    reset = compilation.jit(start)
+
+    def make(starts: Any, number: int) -> Imagined:
+        images, proprio, instruction = reset(*starts)
+        plan = [tuple(said[skill][i] for i in np.asarray(instruction)) for skill in told or [0] * windows]
+        noise = jax.random.fold_in(jax.random.key(config.posttrain.seed + 2), number)
+        future = imagine(world, np.asarray(images), proprio, task.embodiment, plan, noise)
+        pictures = np.concatenate([np.asarray(images)[:, None], future], 1)
+        return Imagined(pictures, np.asarray(instruction), np.asarray(proprio))
+
+    return make
+
+
+def expert_videos(env: Tabletop, moments: Int[np.ndarray, " I"]) -> Callable[[Any, int], Imagined]:
+    """What the scripted expert does from some starts, as the simulator shows it: a world model without fault."""
+    run, show = rollout(env, scripted_actor(env), int(moments[-1]) + 1), draw(env)
+
+    def make(starts: Any, number: int) -> Imagined:
+        keys, looks = starts
+        trace = run(jnp.asarray(0.0), keys, jax.random.key(number), looks)
+        pictures = np.swapaxes(np.asarray(show(jax.tree.map(lambda x: x[moments], trace.stage))), 0, 1)
+        return Imagined(pictures, np.asarray(trace.instruction), np.asarray(trace.proprio[0]))
+
+    return make

@@ -5,7 +5,8 @@
 
 World2Act (arXiv 2603.10422) finds a residual that is trained on latents better than the policy it starts from, than
 LoRA on the same loss, and than imitating the same videos with guessed actions. All arms of a seed start from the same
-base policy and meet the same imagined videos; "demonstrations" has twice the labelled ones instead.
+base policy and meet the same imagined videos; "expert" has the scripted expert's in their place, which shows what the
+method does with a world model without fault; "demonstrations" has twice the labelled ones instead.
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +31,7 @@ def get_config() -> ConfigDict:
         {
             "base": {"before": before, "posttrain.method": "base"},
             "residual": {"before": before},
+            "expert": {"before": before, "posttrain.imagination": "expert"},
             "pooled": {"before": before, "posttrain.adapters.options.similarity": "pooled"},
             "few": {"before": before, "posttrain.trajectories": 64},
             "lora": {"before": before, "posttrain.method": "lora", "train.lora.rank": 16},
@@ -43,6 +45,6 @@ def get_config() -> ConfigDict:
         },
         allow_dotted_keys=True,
     )
-    others = ("base", "pooled", "few", "lora", "pixels", "demonstrations")
+    others = ("base", "expert", "pooled", "few", "lora", "pixels", "demonstrations")
     config.compare = (*(("residual", other) for other in others), ("pixels", "base"), ("lora", "base"))
     return config

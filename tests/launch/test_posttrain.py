@@ -1,10 +1,14 @@
 """`wam posttrain` says what is wrong before it does any work; tests/launch/test_whole_commands.py runs it."""
 
+import jax
+import numpy as np
 import pytest
 
 from configs.world2act import posttrain as config_file
 from launch.config import ConfigError, set_field
-from launch.world2act import check_posttrain
+from launch.world2act import check_posttrain, expert_videos
+from wam_jax.sim import compilation
+from wam_jax.sim.tabletop import Tabletop
 
 
 @pytest.mark.parametrize(
@@ -16,6 +20,8 @@ from launch.world2act import check_posttrain
         ({"posttrain.seed": 1000}, "config.posttrain.seed is config.evaluation.seed; choose other starts"),
         ({"posttrain.seed": 77}, "config.posttrain.seed is config.train.score.seed; choose other starts"),
         ({"posttrain.trajectories": 33}, "config.posttrain.trajectories=33 is no multiple of"),
+        ({"posttrain.adapters.hard_share": 1.5}, "config.posttrain.adapters.hard_share=1.5 is no share, 0 to 1"),
+        ({"posttrain.imagination": "mine"}, "config.posttrain.imagination='mine' is unknown (has: world, expert)"),
         ({"posttrain.method": "lora"}, "config.posttrain.method='lora' needs config.train.lora.rank"),
     ],
 )
@@ -26,3 +32,14 @@ def test_what_is_wrong_is_said_at_once(fields, message):
     with pytest.raises(ConfigError) as error:
         check_posttrain(config)
     assert message in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_experts_videos_begin_at_the_start_and_show_what_it_does():
+    env, keys = Tabletop("reach", image_size=16), jax.random.split(jax.random.key(0), 4)
+    found = expert_videos(env, np.array([0, 8, 16]))((keys, None), 0)
+    assert found.pictures.shape == (4, 3, 2, 16, 16, 3)
+    starts = compilation.jit(lambda keys: jax.vmap(lambda key: env.draw(env.stage(env.reset(key))))(keys))(keys)
+    np.testing.assert_allclose(found.pictures[:, 0], starts, atol=1)  # of rounding to bytes, in another program
+    moved = np.abs(found.pictures[:, 1:].astype(int) - found.pictures[:, :1]).max((2, 3, 4, 5))
+    assert (moved > 30).all()
