@@ -4,8 +4,8 @@
 
 The five variants of AGRA (arXiv 2606.12217), which finds the action-condition pass best, most of all on unseen
 combinations. All arms start from the same training on video alone ("before"), as the paper's do from a video model.
-Both passes read the same tokens of the present, so the variants differ in the future frame's alone. Where actions have
-a pass of their own, the future is denoised, and in "video" aligned, on a quarter of the batch only; in "shared" on all.
+Both passes read the same tokens of the present, so the variants differ in the future frame's alone. In all arms the
+future is denoised, and where it is aligned, aligned, on all of the batch.
 """
 
 from ml_collections import ConfigDict
@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.base = agra.get_config()
     config.base.alignment.variant = "none"
+    config.base.model.options.video_batch_share = 1.0
     config.base.evaluation.films = 0
     config.base.evaluation.episodes = 48  # of each task, at each seed
     config.base.evaluation.robustness_episodes = 12

@@ -30,7 +30,13 @@ def get_config() -> ConfigDict:
         "random": {**aligned, "alignment.layers": (0,), "alignment.random_teacher": True},
     }
     if assets.status([DINOV2])[0].state == "here":
-        arms["dinov2"] = {**aligned, "alignment.layers": (0,), "alignment.teacher": DINOV2}
+        size = (224, 224)  # of 14 x 14 patches; the paper's are of 448 x 448
+        arms["dinov2"] = {
+            **aligned,
+            "alignment.layers": (0,),
+            "alignment.teacher": DINOV2,
+            "alignment.teacher_size": size,
+        }
     config.arms = ConfigDict(arms, allow_dotted_keys=True)
     config.compare = (*(("first", name) for name in arms if name != "first"), ("all", "none"))
     return config
