@@ -54,7 +54,14 @@ _FPS = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="run folder of a model that imagines video")
     parser.add_argument("--task", choices=TASK_NAMES, required=True, help="where it starts")
-    parser.add_argument("--say", nargs="+", metavar="WORDS", help="skills to imagine in turn (default: the task's)")
+    parser.add_argument(
+        "--say",
+        "--skills",
+        dest="say",
+        nargs="+",
+        metavar="WORDS",
+        help="skills to imagine in turn (default: the task's)",
+    )
     parser.add_argument(
         "--windows", type=int, help="windows of each skill (default: as long as the expert takes; with --say, 2)"
     )
