@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -291,10 +291,10 @@ def imagine_starts(
     windows: int,
     directory: Path,
 ) -> Imagined:
-    """What the world model expects from each start; made once."""
+    """A video from each start, of what the world model expects or of what the expert does; made once."""
     numbers = config.posttrain
-    asked = [numbers.trajectories, numbers.batch_size, numbers.seed, told, windows, task.name, task.shapes]
-    asked += [numbers.imagination]
+    decides = [numbers[name] for name in ("trajectories", "batch_size", "seed", "imagination")]
+    asked = [*decides, told, windows, task.name, task.shapes]
     key = hashlib.sha256(json.dumps([fingerprint(world), *asked]).encode()).hexdigest()
     path = directory / f"imagined_{key[:12]}.npz"
     if path.exists():
@@ -305,7 +305,9 @@ def imagine_starts(
     if numbers.imagination == "expert":
         make = expert_videos(env, picture_steps(world, windows))
     else:
-        make = _imagined_videos(config, world, task, env, told, windows)
+        skills = skill_text(task.name) if told is not None else (env.instructions,)
+        words = [skills[number] for number in told or [0] * windows]
+        make = _imagined_videos(world, env, task.embodiment, words, numbers.seed + 2)
     found = [make(jax.tree.map(lambda x, i=i: x[i : i + numbers.batch_size], tuple(episodes)), i) for i in batches]
     imagined = Imagined(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
     directory.mkdir(parents=True, exist_ok=True)
@@ -316,15 +318,12 @@ def imagine_starts(
 
 
 def _imagined_videos(
-    config: ConfigDict,
-    world: Trained,
-    task: TaskText,
-    env: Tabletop,
-    told: tuple[int, ...] | None,
-    windows: int,
+    world: Trained, env: Tabletop, embodiment: int, words: Sequence[Sequence[str]], seed: int
 ) -> Callable[[Any, int], Imagined]:
-    """What the world model expects from some starts; the number decides its noise."""
-    said = skill_text(task.name) if told is not None else (env.instructions,)
+    """What the world model expects from some starts; the number decides its noise.
+
+    ``words`` of each window: what it is told, by the number of the environment's instruction.
+    """
 
     def start(keys: jax.Array, looks: Any):
         states = jax.vmap(env.reset)(keys, *(() if looks is None else (looks,)))
@@ -334,9 +333,9 @@ def _imagined_videos(
 
     def make(starts: Any, number: int) -> Imagined:
         images, proprio, instruction = reset(*starts)
-        plan = [tuple(said[skill][i] for i in np.asarray(instruction)) for skill in told or [0] * windows]
-        noise = jax.random.fold_in(jax.random.key(config.posttrain.seed + 2), number)
-        future = imagine(world, np.asarray(images), proprio, task.embodiment, plan, noise)
+        plan = [tuple(window[i] for i in np.asarray(instruction)) for window in words]
+        noise = jax.random.fold_in(jax.random.key(seed), number)
+        future = imagine(world, np.asarray(images), proprio, embodiment, plan, noise)
         pictures = np.concatenate([np.asarray(images)[:, None], future], 1)
         return Imagined(pictures, np.asarray(instruction), np.asarray(proprio))
 
