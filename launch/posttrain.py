@@ -69,12 +69,14 @@ def posttrain(
 
 
 def tracking_figures(tracking: Tracking | None) -> dict[str, float]:
-    """Mean similarity of episodes that end in success and of others, and how well it tells them apart."""
+    """Mean similarity of episodes that end in success and of others, and how well it tells them apart (``ranking``)."""
     if tracking is None or (told := ranking(*tracking)) is None:
         return {}
     similarity, success = tracking
     return {
         "similarity_tells_success": told.mean,
+        "similarity_tells_success_low": told.ci95[0],
+        "similarity_tells_success_high": told.ci95[1],
         "similarity_of_successes": float(similarity[success].mean()),
         "similarity_of_failures": float(similarity[~success].mean()),
     }
@@ -103,10 +105,9 @@ def _report(
     for stage, folder in (("Stage 1", directory / ADAPTERS), ("Stage 2", directory)):
         for chart in _curves(read_metrics(folder / "metrics.jsonl")):
             report.add_image(stage, chart)
-    if tracking is not None and (told := ranking(*tracking)) is not None:
-        text = f"Of two episodes, the one that succeeds is more like what was imagined for it: {told} (chance: .50)"
-        report.add_text("Does similarity tell success?", f"{text}; n = {told.n}.")
-        console.log(text)
+    if tracked := tracking_figures(tracking):
+        report.add_figures(tracked, "Does similarity tell success?")
+        console.log("similarity tells success: {:.2f} (chance: .50)".format(tracked["similarity_tells_success"]))
     films = [
         (media.film(media.side_by_side({"imagined": pictures[:, 0]}), _FPS), f"start {number}")
         for number, pictures in enumerate(work.imagined.pictures[:_FILMS])
@@ -119,7 +120,7 @@ def _report(
         "success": {name: {"rate": rate.rate, "ci95": list(rate.ci95), "n": rate.n} for name, rate in rates.items()},
         "difference": difference.as_dict(),
         "adapters": heldout,
-        "tracking": tracking_figures(tracking),
+        "tracking": tracked,
         "config": to_plain(config),
     }
 

@@ -274,12 +274,12 @@ def _report(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path,
     (workdir / "success.png").write_bytes(figure)
     report.add_image("", figure)
     if len(tasks := list(study.base.demos.tasks)) > 1:
-        by_task = {
-            name: [str(Rate(int(part.sum()), part.size)) for part in np.split(rows, len(tasks), 1)]
+        by_task = [
+            (name, *(str(Rate(int(part.sum()), part.size)) for part in np.split(rows, len(tasks), 1)))
             for name, rows in results.items()
-        }
-        report.add_table("By task", ("arm", *tasks), [(name, *rates) for name, rates in by_task.items()])
-        console.table("By task", ("arm", *tasks), [(name, *rates) for name, rates in by_task.items()])
+        ]
+        report.add_table("By task", ("arm", *tasks), by_task)
+        console.table("By task", ("arm", *tasks), by_task)
     report.add_table("Differences on the same episodes", DIFFERENCE_COLUMNS, differences)
     axes = _add_changed(report, study, finished, workdir)
     report.add_table("Also measured (mean over seeds, and their standard deviation)", columns, measured)
