@@ -6,14 +6,14 @@
 then the robot's) better than pretraining without them, and predicting both at once worse. All arms see as many labelled
 windows; "demonstrations" sees nothing else, "joint" has the steps of both stages, half of each batch labelled. Latents
 are TAEF2's (`wam assets`): of those in repwam_tokenizer.py the best to act on, so that there is success to tell apart.
-Half of configs/repwam's steps a stage: there are three arms of two stages, at three seeds.
+Less than half of configs/repwam's steps a stage, and half its batch: three arms have two stages, at three seeds.
 """
 
 from ml_collections import ConfigDict
 
 from configs.repwam import common
 
-STEPS = 700  # of each stage
+STEPS = 600  # of each stage
 
 
 def get_config() -> ConfigDict:
@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.base.tokenizer.name = "taef2"
     config.base.data.split = "train[:40]"
     config.base.train.optimizer.steps = STEPS
+    config.base.train.batch_size = 32
     config.base.evaluation.films = 0
     config.base.evaluation.episodes = 48  # of each task, at each seed
     config.base.evaluation.seed = 3000  # not that on which the training was tuned
