@@ -2,10 +2,10 @@
 
     wam imagine runs/quickstart --task pick_lift
     wam imagine RUN --task place_both
-    wam imagine RUN --task reach --say "reach the red sphere" "reach the blue sphere"
+    wam imagine RUN --task reach --skills "reach the red sphere" "reach the blue sphere"
 
 Every skill's video begins with the last picture of the one before. How far it drifts from the simulator is measured
-frame by frame, with the skills' words and with the whole instruction throughout. With `--say`, other words in turn,
+frame by frame, with the skills' words and with the whole instruction throughout. With `--skills`, other words in turn,
 there is nothing to compare with.
 """
 
@@ -55,15 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="run folder of a model that imagines video")
     parser.add_argument("--task", choices=TASK_NAMES, required=True, help="where it starts")
     parser.add_argument(
-        "--say",
         "--skills",
-        dest="say",
         nargs="+",
         metavar="WORDS",
         help="skills to imagine in turn (default: the task's)",
     )
     parser.add_argument(
-        "--windows", type=int, help="windows of each skill (default: as long as the expert takes; with --say, 2)"
+        "--windows", type=int, help="windows of each skill (default: as long as the expert takes; with --skills, 2)"
     )
     parser.add_argument("--episodes", type=int, default=64, help="starts (default: %(default)s)")
     parser.add_argument("--films", type=int, default=4, help="of them, shown (default: %(default)s)")
@@ -90,7 +88,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         name: imagine(trained, start, proprio, scene.task.embodiment, words, key) for name, words in plan.items()
     }
     summary: dict[str, object] = {"windows": {name: len(words) for name, words in plan.items()}}
-    if not args.say:
+    if not args.skills:
         summary["drift"] = _add_drift(report, config, trained, scene.task, seen, imagined)
     _add_films(report, seen.pictures, imagined, plan, args.films)
     write_summary(out, summary)
@@ -171,8 +169,8 @@ def _see(scene: _Scene, moments: Int[np.ndarray, " I"]) -> _Seen:
 def _plan(args: argparse.Namespace, scene: _Scene) -> dict[str, list[tuple[str, ...]]]:
     """What is said in every window to every episode, by name."""
     count = len(scene.instructions)
-    if args.say:
-        return {"said": [(words,) * count for words in args.say for _ in range(args.windows or _WINDOWS)]}
+    if args.skills:
+        return {"said": [(words,) * count for words in args.skills for _ in range(args.windows or _WINDOWS)]}
     number = len(scene.skills[0])
     if args.windows is not None:
         order = np.repeat(np.arange(number), args.windows)[:, None].repeat(count, 1)

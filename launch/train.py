@@ -255,7 +255,7 @@ def report_tokenizers(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path,
         batch = data.validation_windows(config.train.validation_windows, config.seed, number)
         results[_label(data, number)] = tokenise(batch, tokenizer, actions)
     for stage in trained:
-        add_training_curve(report, workdir / stage / "metrics.jsonl")
+        add_training_curve(report, workdir / stage / "metrics.jsonl", stage.replace("_", " "))
     summary = add_tokenised(report, results, data.windows.cameras, lpips, teacher)
     console.table("Held-out reconstructions", COLUMNS, metric_rows(summary["reconstruction"]))
     for name, result in results.items():

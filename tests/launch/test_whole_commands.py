@@ -78,7 +78,7 @@ def test_imagination_is_compared_with_the_simulator_and_hears_other_words(base, 
     drift = json.loads((tmp_path / "drift" / "summary.json").read_text())["drift"]
     assert set(drift) == {"by skills", "nothing moves", "what happened, tokenised"}
     assert all(len(values) == 2 for metrics in drift.values() for values in metrics.values())
-    said = ["--say", "reach the red sphere", "reach the blue sphere"]
+    said = ["--skills", "reach the red sphere", "reach the blue sphere"]
     assert main(["imagine", str(base), "--task", "reach", *few, *said, "--out", str(tmp_path / "said")]) == 0
     assert json.loads((tmp_path / "said" / "summary.json").read_text())["windows"] == {"said": 4}
 

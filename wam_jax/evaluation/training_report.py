@@ -15,18 +15,19 @@ _SHOWN_WINDOWS = 6
 _SMALL = 64  # beneath so many windows, figures mean little
 
 
-def add_training_curve(report: Report, path: Path) -> None:
-    """Each stream's loss against the step."""
+def add_training_curve(report: Report, path: Path, stage: str = "") -> None:
+    """Each stream's loss against the step, under the name of what is trained."""
+    title = f"Training: {stage}" if stage else "Training"
     every = read_metrics(path)
     rows = [row for row in every if "loss" in row]
     names = [name for name in rows[-1] if name.startswith("loss/")] if rows else []
     series = {name.removeprefix("loss/"): [(row["step"], row[name]) for row in rows] for name in names}
     if rows and "psnr" in rows[-1]:
         chart = media.curve({"PSNR": [(row["step"], row["psnr"]) for row in rows]}, "Reconstruction", "step", "dB")
-        report.add_image("Training", chart, "Of training clips.")
+        report.add_image(title, chart, "Of training clips.")
     if series:
         chart = media.curve(series, "Error in training", "step", "mean squared error")
-        report.add_image("Training", chart, "Moving noise levels make single values jump; the trend counts.")
+        report.add_image(title, chart, "Moving noise levels make single values jump; the trend counts.")
     if scores := [(row["step"], row["score"]) for row in every if "score" in row]:
         chart = media.curve({"success": scores}, "Closed-loop success in training", "step", "success")
         report.add_image("", chart, "On episodes of another seed than those that are reported.")

@@ -33,11 +33,9 @@ class ResidualConfig:
       width, heads, layers: of the transformer.
       proprio_width: of the layer between proprioception and its token.
       image_widths: of the convolutions (stride 2) between pictures and their token.
-      bound: of the motion that is added, in (normalised) actions. (At 0.5 it did harm, even where it was to be like
-        the expert's own actions, see configs/studies/README.md.)
+      bound: of the motion that is added, in (normalised) actions.
       command_bound: the same of dimensions that are not normalised, such as a gripper's ±1; 0 leaves them to the base,
-        above 1 they can be turned round. (Free to, the gripper closed on nothing: success fell to 0, even where what
-        was to be like were the expert's own actions from the same start.)
+        above 1 they can be turned round.
 
     Raises:
       ValueError: widths that do not divide into heads, or groups of channels.
