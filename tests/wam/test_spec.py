@@ -85,7 +85,10 @@ def test_what_does_not_fit_is_named(changes, message):
     ("call", "message"),
     [
         (lambda: make_spec("uvm"), "model 'uvm' is not in the zoo; did you mean 'uwm'? (has: agra, "),
-        (lambda: make_spec("uwm", "huge"), "size 'huge' is not in the sizes of uwm (has: base, debug); set model.size"),
+        (
+            lambda: make_spec("uwm", "huge"),
+            "size 'huge' is not in the sizes of uwm (has: base, debug, small); set model.size",
+        ),
         (lambda: make_spec("uwm", widht=3), "model 'uwm' has no 'widht'"),
         (
             lambda: make_spec("fast_wam", coupling="loose"),
@@ -112,7 +115,7 @@ def test_every_system_says_what_it_keeps_and_what_differs(name):
     if name not in ("reactive", "h_bridge"):  # no paper's system
         assert "Kept:" in described
         assert "Differs:" in described
-    assert set(SYSTEMS[name].sizes) >= {"debug", *SYSTEMS[name].interfaces}
+    assert set(SYSTEMS[name].sizes) >= {"debug", "small", *SYSTEMS[name].interfaces}
 
 
 def test_changes_reach_size_spec_and_options():

@@ -36,9 +36,10 @@ def test_experts_are_the_published_ones(name, size, expert, expected):
     assert parameters_of_expert(*published(name, size), expert) == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.parametrize("size", ["debug", "small"])
 @pytest.mark.parametrize("name", sorted(SYSTEMS))
-def test_counts_by_expert_add_up(name):
-    spec = make_spec(name)
+def test_counts_by_expert_add_up(name, size):
+    spec = make_spec(name, size)
     shapes = define(lambda rngs: WorldActionModel(spec, TABLETOP, rngs)).shapes()
     total = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
     assert sum(parameters_by_expert(spec, TABLETOP).values()) == total

@@ -5,7 +5,7 @@ from wam_jax.wam.spec import Bridge, Spec, Stream
 from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED, sees
 from wam_jax.zoo.common import action, action_expert, noise_named, state, together, video, video_expert
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, DEBUG, Size
+from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, Size
 
 
 def features(noise, name: str = "features") -> Stream:
@@ -15,7 +15,7 @@ def features(noise, name: str = "features") -> Stream:
     )
 
 
-@system({"debug": DEBUG, "2b": COSMOS_2B}, {"2b": dataclasses.replace(COSMOS, frame_steps=(0, 4, 8, 12, 16))})
+@system({"2b": COSMOS_2B}, {"2b": dataclasses.replace(COSMOS, frame_steps=(0, 4, 8, 12, 16))})
 def agra(
     size: Size,
     *,

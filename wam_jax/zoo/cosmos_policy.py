@@ -3,7 +3,7 @@ from wam_jax.wam.spec import Move, Spec, Stream
 from wam_jax.wam.visibility import BIDIRECTIONAL
 from wam_jax.zoo.common import action, together, unified_expert, video
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, DEBUG, Size
+from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, Size
 
 
 def at_high_noise(stream: str) -> Move:
@@ -11,7 +11,7 @@ def at_high_noise(stream: str) -> Move:
     return Move(stream, shift=16.0)
 
 
-@system({"debug": DEBUG, "2b": COSMOS_2B}, {"2b": COSMOS})
+@system({"2b": COSMOS_2B}, {"2b": COSMOS})
 def cosmos_policy(size: Size) -> Spec:
     """Cosmos Policy: actions, states and value written into latent frames of a video model; plans by best of N.
 

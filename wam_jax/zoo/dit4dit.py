@@ -6,11 +6,11 @@ from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED, sees
 from wam_jax.zoo.agra import features
 from wam_jax.zoo.common import action, action_expert, state, together, video, video_expert
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, DEBUG, Size
+from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, Size
 
 
 @system(
-    {"debug": DEBUG, "2b": dataclasses.replace(COSMOS_2B, action=768, action_ffn=3072, action_layers=16)},
+    {"2b": dataclasses.replace(COSMOS_2B, action=768, action_ffn=3072, action_layers=16)},
     {"2b": dataclasses.replace(COSMOS, frame_steps=(0, 4, 8, 12, 16), cameras=1, action_size=32, proprio_size=64)},
 )
 def dit4dit(size: Size, *, tap: int | None = None) -> Spec:

@@ -5,7 +5,7 @@ from wam_jax.wam.spec import Move, Spec
 from wam_jax.wam.visibility import CHUNK_CAUSAL, Rule
 from wam_jax.zoo.common import action, state, together, unified_expert, video
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import DEBUG, WAN21, WAN_14B, Size
+from wam_jax.zoo.sizes import WAN21, WAN_14B, Size
 
 # Past actions are not in the sequence; what they did is in the frames and the state.
 NO_PAST_ACTIONS = ~Rule("past actions", lambda q, k: k.clean and k.stream == "action")
@@ -21,7 +21,7 @@ OWN_STATE = Rule(
 
 
 @system(
-    {"debug": DEBUG, "14b": WAN_14B},
+    {"14b": WAN_14B},
     {"14b": dataclasses.replace(WAN21, frame_steps=(0, 24, 48, 72, 96), action_horizon=96, action_size=32)},
 )
 def dreamzero(size: Size, *, decoupled: bool = False, history: int = 3) -> Spec:

@@ -5,10 +5,10 @@ from wam_jax.wam.spec import Mode, Move, Spec
 from wam_jax.wam.visibility import CROSS, FIRST_FRAME_CAUSAL, ISOLATED, sees_imagined
 from wam_jax.zoo.common import action, action_expert, stage, state, together, video, video_expert
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import DEBUG, WAN22, WAN_5B, Size
+from wam_jax.zoo.sizes import WAN22, WAN_5B, Size
 
 SIZES, INTERFACES = (
-    {"debug": DEBUG, "5b": WAN_5B},
+    {"5b": WAN_5B},
     {"5b": dataclasses.replace(WAN22, frame_steps=(0, 16, 32), text_tokens=128)},
 )
 

@@ -5,11 +5,11 @@ from wam_jax.wam.spec import Move, Spec
 from wam_jax.wam.visibility import CROSS, FIRST_FRAME_CAUSAL
 from wam_jax.zoo.common import action, action_expert, state, together, unified_expert, video
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import DEBUG, WAN22, WAN_5B, Size
+from wam_jax.zoo.sizes import WAN22, WAN_5B, Size
 
 
 @system(
-    {"debug": DEBUG, "5b": WAN_5B},
+    {"5b": WAN_5B},
     {
         "5b": dataclasses.replace(
             WAN22, frame_steps=(0, 48), action_horizon=48, action_size=16, text_tokens=64, embodiments=2

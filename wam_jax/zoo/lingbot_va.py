@@ -5,11 +5,11 @@ from wam_jax.wam.spec import Mode, Move, Spec
 from wam_jax.wam.visibility import CHUNK_CAUSAL, ISOLATED, leads, sees_imagined, window
 from wam_jax.zoo.common import action, action_expert, stage, video, video_expert
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import DEBUG, WAN22, WAN_5B, Size
+from wam_jax.zoo.sizes import WAN22, WAN_5B, Size
 
 
 @system(
-    {"debug": DEBUG, "5b": dataclasses.replace(WAN_5B, action=768, action_ffn=1536)},
+    {"5b": dataclasses.replace(WAN_5B, action=768, action_ffn=1536)},
     {"5b": dataclasses.replace(WAN22, frame_steps=(0, 16, 32, 48, 64), action_horizon=64, action_size=30)},
 )
 def lingbot_va(size: Size, *, history: int = 3) -> Spec:

@@ -6,10 +6,10 @@ from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED, sees
 from wam_jax.zoo.agra import features
 from wam_jax.zoo.common import action, action_expert, stage, state, together, video, video_expert
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, DEBUG, Size
+from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, Size
 
 
-@system({"debug": DEBUG, "2b": dataclasses.replace(COSMOS_2B, action_layers=24)}, {"2b": COSMOS})
+@system({"2b": dataclasses.replace(COSMOS_2B, action_layers=24)}, {"2b": COSMOS})
 def mimic_video(size: Size, *, stop: float = 0.8, steps: int = 2, tap: int | None = None) -> Spec:
     """mimic-video: an action decoder reads a video that is denoised only part of the way.
 

@@ -5,10 +5,10 @@ from wam_jax.wam.spec import Spec, Stream
 from wam_jax.wam.visibility import BIDIRECTIONAL
 from wam_jax.zoo.common import action, action_expert, modes_by_noise, state, video, video_expert
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import DEBUG, WAN22, WAN_5B, Size
+from wam_jax.zoo.sizes import WAN22, WAN_5B, Size
 
 
-@system({"debug": DEBUG, "8b": WAN_5B}, {"8b": dataclasses.replace(WAN22, frame_steps=(0, 24, 48), action_horizon=48)})
+@system({"8b": WAN_5B}, {"8b": dataclasses.replace(WAN22, frame_steps=(0, 24, 48), action_horizon=48)})
 def motus(size: Size, *, registers: int = 4) -> Spec:
     """Motus: experts of understanding, video and action in one joint attention; used by choice of noise.
 

@@ -3,10 +3,10 @@ from wam_jax.wam.spec import Spec
 from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED
 from wam_jax.zoo.common import action, action_expert, state, together, video, video_expert
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import DEBUG, WAN22, WAN_5B, Size
+from wam_jax.zoo.sizes import WAN22, WAN_5B, Size
 
 
-@system({"debug": DEBUG, "5b": WAN_5B}, {"5b": WAN22})
+@system({"5b": WAN_5B}, {"5b": WAN22})
 def reactive(size: Size) -> Spec:
     """Reactive: the same trunk with no future, the baseline that a world action model must beat.
 

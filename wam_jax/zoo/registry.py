@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from wam_jax.wam.spec import Interface, Spec
-from wam_jax.zoo.sizes import Size
+from wam_jax.zoo.sizes import DEBUG, SMALL, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class System:
 
     Attributes:
       make: ``make(size, **options) -> Spec``; its docstring names the paper, what is kept and what differs.
-      sizes: by name; "debug" trains on the quickstart's data on a CPU.
+      sizes: by name; "debug" trains on the quickstart's data on a CPU, "small" on a GPU.
       interfaces: what the data looks like at each published size.
     """
 
@@ -33,11 +33,12 @@ class System:
 SYSTEMS: dict[str, System] = {}
 
 
-def system(sizes: Mapping[str, Size], interfaces: Mapping[str, Interface] | None = None):
-    """Decorator: registers a function ``(size, **options) -> Spec`` under its name."""
+def system(published: Mapping[str, Size], interfaces: Mapping[str, Interface]):
+    """Decorator: registers a function ``(size, **options) -> Spec`` under its name, at its published sizes and ours."""
+    sizes = {"debug": DEBUG, "small": SMALL, **published}
 
     def register(make: Callable[..., Spec]) -> Callable[..., Spec]:
-        SYSTEMS[make.__name__] = System(make, sizes, interfaces or {})
+        SYSTEMS[make.__name__] = System(make, sizes, interfaces)
         return make
 
     return register
@@ -55,7 +56,7 @@ def make_spec(name: str, size: str = "debug", **changes: Any) -> Spec:
       ValueError: for an unknown name, size or change; says what there is.
     """
     found = _get(SYSTEMS, name, "model", "the zoo", "model.name")
-    numbers = _get(found.sizes, size, "size", f"the sizes of {name}", "model.sizes.size")
+    numbers = _get(found.sizes, size, "size", f"the sizes of {name}", "model.size")
     options = set(inspect.signature(found.make).parameters) - {"size"}
     sized, fields = ({f.name for f in dataclasses.fields(kind)} for kind in (Size, Spec))
     if unknown := sorted(set(changes) - options - sized - fields):

@@ -5,7 +5,7 @@ from wam_jax.wam.spec import Interface, Move, Spec
 from wam_jax.wam.visibility import CHUNK_CAUSAL, window
 from wam_jax.zoo.common import action, action_expert, noise_named, together, video, video_expert
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import DEBUG, WAN_1_3B, WAN_5B, Size
+from wam_jax.zoo.sizes import WAN_1_3B, WAN_5B, Size
 
 # 256 x 256 pixels in 16 x 16 patches of 96 channels (RepViTok), one token a latent.
 REPVITOK = Interface(
@@ -16,7 +16,6 @@ REPVITOK = Interface(
 
 @system(
     {
-        "debug": DEBUG,
         "1.3b": dataclasses.replace(WAN_1_3B, patch_size=1, action_ffn=3840),
         "5b": dataclasses.replace(WAN_5B, patch_size=1, action_ffn=1920),
     },

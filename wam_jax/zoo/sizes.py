@@ -49,10 +49,16 @@ class Size:
         }
 
 
+# Ours, of every system.
 DEBUG = Size(
     layers=3, heads=4, head_dim=32, video=128, video_ffn=384, action=64, action_ffn=192, action_layers=2,
     conditions=("text",), action_conditions=("text", "state"), learned_positions=True, dtype="float32", remat="none",
     unroll=3, time_scale=1.0,
+)  # fmt: skip
+
+SMALL = dataclasses.replace(
+    DEBUG, layers=8, heads=8, head_dim=64, video=512, video_ffn=2048, action=256, action_ffn=1024, action_layers=4,
+    dtype="bfloat16", unroll=1,
 )  # fmt: skip
 
 # Wan 2.1 (arXiv 2503.20314) and 2.2 configurations; action experts of Fast-WAM's shape (1024 wide), narrower at 1.3B.

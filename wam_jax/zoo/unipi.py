@@ -2,10 +2,10 @@ from wam_jax.wam.spec import Mode, Spec
 from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED, sees_imagined
 from wam_jax.zoo.common import action, action_expert, stage, together, video, video_expert
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import DEBUG, WAN21, WAN_1_3B, Size
+from wam_jax.zoo.sizes import WAN21, WAN_1_3B, Size
 
 
-@system({"debug": DEBUG, "1.3b": WAN_1_3B}, {"1.3b": WAN21})
+@system({"1.3b": WAN_1_3B}, {"1.3b": WAN21})
 def unipi(size: Size) -> Spec:
     """UniPi: imagine a video from the instruction, then regress the actions between its frames.
 

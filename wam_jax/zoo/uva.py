@@ -4,7 +4,7 @@ from wam_jax.wam.spec import Spec
 from wam_jax.wam.visibility import BIDIRECTIONAL
 from wam_jax.zoo.common import action, state, together, unified_expert, video
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import COSMOS, DEBUG, Size
+from wam_jax.zoo.sizes import COSMOS, Size
 
 LARGE = Size(
     layers=32, heads=16, head_dim=64, video=1024, video_ffn=4096, action=1024, action_ffn=4096, action_layers=32,
@@ -14,7 +14,7 @@ LARGE = Size(
 DATA = dataclasses.replace(COSMOS, latent_shape=(16, 16, 16), cameras=1, frame_steps=(0, 4, 8, 12, 16), text_width=512)
 
 
-@system({"debug": DEBUG, "large": LARGE}, {"large": DATA})
+@system({"large": LARGE}, {"large": DATA})
 def uva(size: Size) -> Spec:
     """UVA: a trunk that sees no noise, and a small diffusion head for every token of video and actions.
 

@@ -4,7 +4,7 @@ from wam_jax.wam.spec import Spec, Stream
 from wam_jax.wam.visibility import BIDIRECTIONAL
 from wam_jax.zoo.common import action, modes_by_noise, state, unified_expert, video
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import COSMOS, DEBUG, Size
+from wam_jax.zoo.sizes import COSMOS, Size
 
 BASE = Size(
     layers=12, heads=12, head_dim=64, video=768, video_ffn=3072, action=768, action_ffn=3072, action_layers=12,
@@ -12,7 +12,7 @@ BASE = Size(
 )  # fmt: skip
 
 
-@system({"debug": DEBUG, "base": BASE}, {"base": dataclasses.replace(COSMOS, latent_shape=(28, 28, 4), text_width=512)})
+@system({"base": BASE}, {"base": dataclasses.replace(COSMOS, latent_shape=(28, 28, 4), text_width=512)})
 def uwm(size: Size, *, registers: int = 8) -> Spec:
     """Unified World Models: one transformer, video and actions at independent noise, used by choice of noise.
 

@@ -5,7 +5,7 @@ from wam_jax.wam.spec import Spec, Stream
 from wam_jax.wam.visibility import BIDIRECTIONAL
 from wam_jax.zoo.common import action, together, unified_expert, video
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import DEBUG, WAN21, Size
+from wam_jax.zoo.sizes import WAN21, Size
 
 COGVIDEOX_5B = Size(
     layers=42, heads=48, head_dim=64, video=3072, video_ffn=12288, action=3072, action_ffn=12288, action_layers=42,
@@ -13,7 +13,7 @@ COGVIDEOX_5B = Size(
 
 
 @system(
-    {"debug": DEBUG, "5b": COGVIDEOX_5B},
+    {"5b": COGVIDEOX_5B},
     {"5b": dataclasses.replace(WAN21, latent_shape=(32, 32, 16), frame_steps=tuple(range(13)), action_horizon=6,
                                action_size=7, text_tokens=226)},
 )  # fmt: skip

@@ -6,11 +6,11 @@ from wam_jax.wam.visibility import FIRST_FRAME_CAUSAL, ISOLATED, sees
 from wam_jax.zoo.agra import features
 from wam_jax.zoo.common import action, action_expert, state, together, video, video_expert
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, DEBUG, Size
+from wam_jax.zoo.sizes import COSMOS, COSMOS_2B, Size
 
 
 @system(
-    {"debug": DEBUG, "2b": dataclasses.replace(COSMOS_2B, action=384, action_ffn=1536, action_layers=4)},
+    {"2b": dataclasses.replace(COSMOS_2B, action=384, action_ffn=1536, action_layers=4)},
     {"2b": COSMOS},
 )
 def vpp(size: Size) -> Spec:

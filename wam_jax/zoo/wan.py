@@ -5,13 +5,13 @@ from wam_jax.wam.spec import Move, Spec
 from wam_jax.wam.visibility import BIDIRECTIONAL
 from wam_jax.zoo.common import together, video, video_expert
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import DEBUG, WAN21, WAN22, WAN_1_3B, WAN_5B, WAN_14B, Size
+from wam_jax.zoo.sizes import WAN21, WAN22, WAN_1_3B, WAN_5B, WAN_14B, Size
 
 _SECONDS_5 = dataclasses.replace(WAN21, frame_steps=tuple(range(0, 84, 4)))
 
 
 @system(
-    {"debug": DEBUG, "2.1-1.3b": WAN_1_3B, "2.1-14b": WAN_14B, "2.2-5b": WAN_5B},
+    {"2.1-1.3b": WAN_1_3B, "2.1-14b": WAN_14B, "2.2-5b": WAN_5B},
     {
         "2.1-1.3b": _SECONDS_5,
         "2.1-14b": _SECONDS_5,

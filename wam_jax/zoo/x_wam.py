@@ -5,13 +5,13 @@ from wam_jax.wam.spec import Mode, Move, Spec, Stream
 from wam_jax.wam.visibility import BIDIRECTIONAL, Rule
 from wam_jax.zoo.common import action, stage, state, unified_expert, video
 from wam_jax.zoo.registry import system
-from wam_jax.zoo.sizes import DEBUG, WAN22, WAN_5B, Size
+from wam_jax.zoo.sizes import WAN22, WAN_5B, Size
 
 UNSEEN_DEPTH = Rule("depth unseen", lambda q, k: k.stream != "depth" or q.stream == "depth")
 
 
 @system(
-    {"debug": DEBUG, "5b": WAN_5B},
+    {"5b": WAN_5B},
     {"5b": dataclasses.replace(WAN22, latent_shape=(16, 20, 48), cameras=3, frame_steps=(0, 16, 32), proprio_size=16)},
 )
 def x_wam(size: Size, *, depth_layers: int | None = None) -> Spec:
