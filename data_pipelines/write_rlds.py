@@ -123,7 +123,8 @@ class RldsWriter:
             values[f"steps/{key}"].int64_list.value.extend(flags.astype(int).tolist())
         values["steps/language_instruction"].bytes_list.value.extend([instruction.encode()] * steps)
         values["episode_metadata/episode_id"].int64_list.value.append(self._shards[split].num_episodes)
-        self._shards[split].write(self._temporary, example.SerializeToString())
+        record = example.SerializeToString(deterministic=True)  # else its maps are in any order
+        self._shards[split].write(self._temporary, record)
 
     def _check(self, steps: int, columns: Mapping[str, np.ndarray], images: Mapping[str, np.ndarray]) -> None:
         if not steps:

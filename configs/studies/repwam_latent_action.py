@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.base.data.split = "train[:40]"
     config.base.train.optimizer.steps = STEPS
     config.base.train.batch_size = 32
+    config.base.train.validation_windows = 64  # of each task; TAEF2's decoder is slow
     config.base.evaluation.films = 0
     config.base.evaluation.episodes = 48  # of each task, at each seed
     config.base.evaluation.seed = 3000  # not that on which the training was tuned

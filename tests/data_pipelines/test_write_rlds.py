@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 from toy_rlds import CAMERAS, Episode, make_episode, write_dataset
 
 from data_pipelines.rlds import RldsStore
+from data_pipelines.tfrecord import Record, read_records
 from data_pipelines.write_rlds import RldsWriter
 
 
@@ -56,6 +58,15 @@ def test_reads_back_what_was_written(store: RldsStore, episodes: list[Episode]) 
         for camera in CAMERAS:
             frames = store.read_frames(number, camera, range(steps))
             assert np.abs(frames.astype(int) - episode.images[camera]).max() <= 8  # JPEG at quality 95
+
+
+def test_the_bytes_of_a_record_depend_on_the_episode_alone(dataset: pathlib.Path) -> None:
+    records = [record for path in dataset.glob("*tfrecord*") for record in read_records(path)]
+    assert len(records) == 5
+    for record in records:
+        assert isinstance(record, Record)
+        example = tf_example_pb2.Example.FromString(record.payload)
+        assert example.SerializeToString(deterministic=True) == record.payload
 
 
 def test_splits_and_extra_columns(tmp_path: pathlib.Path) -> None:
