@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from wam_jax import console
 from wam_jax.evaluation.probes import flattened, linear_reader, probe_classes, probe_positions
 from wam_jax.evaluation.scenes import Scenes
 from wam_jax.tokenizers.tokenizer import Tokenizer
@@ -50,7 +51,8 @@ def _features(tokenizer: Tokenizer) -> Callable[[UInt8[np.ndarray, "N V H W 3"]]
 
     def features(images: UInt8[np.ndarray, "N V H W 3"]) -> Float[np.ndarray, "N D"]:
         rows = [np.minimum(np.arange(i, i + _BATCH), len(images) - 1) for i in range(0, len(images), _BATCH)]
-        found = np.concatenate([np.asarray(encode(tokenizer, images[row])) for row in rows])
+        parts = console.progress(rows, "scenes to latents")
+        found = np.concatenate([np.asarray(encode(tokenizer, images[row])) for row in parts])
         return flattened(found[: len(images)])
 
     return features

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from wam_jax import console
 from wam_jax.sim import compilation
 from wam_jax.sim.demonstrations import reset_in_shapes
 from wam_jax.sim.scene import CAMERA_NAMES
@@ -78,7 +79,7 @@ def draw_scenes(
 
     run = compilation.jit(run)
     rng, parts = np.random.default_rng(seed), []
-    for batch in range(-(-count // _BATCH)):
+    for batch in console.progress(range(-(-count // _BATCH)), f"scenes of {task}"):
         key = jax.random.fold_in(jax.random.key(seed), batch)
         parts.append(jax.tree.map(np.asarray, run(key, jnp.asarray(rng.integers(env.episode_steps, size=_BATCH)))))
     return Scenes(*(np.concatenate(column)[:count] for column in zip(*parts, strict=True)))
