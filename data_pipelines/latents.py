@@ -5,9 +5,7 @@ Encoding is most of the work of training on a frozen tokenizer; done once, a win
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +20,7 @@ from jaxtyping import Array, Float, UInt8
 from data_pipelines.batches import read_cameras
 from data_pipelines.episodes import DecodeError, EpisodeStore, check_cameras
 from wam_jax import console
+from wam_jax.alone import alone_in
 
 Encode = Callable[[UInt8[np.ndarray, "B H W 3"]], Float[Array, "B h w C"]]
 
@@ -29,7 +28,6 @@ Rows = tuple[int, int]  # first and last + 1 step, counted over all episodes
 Block = tuple[Float[np.ndarray, "N V h w C"], list[int]]  # latents of the next rows; those rows that are unreadable
 
 _ARRAY, _PARTIAL, _HEADER, _PROGRESS = "latents.npy", "latents.partial.npy", "latents.json", "progress.json"
-_LOCK = "lock"
 _SAVE_INTERVAL_S = 10.0
 
 
@@ -161,22 +159,9 @@ def write_latents(
     """
     if (directory / _HEADER).exists():
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    with _alone_in(directory):
+    with alone_in(directory):
         if not (directory / _HEADER).exists():  # another process may have finished it meanwhile
             _write(directory, store, identity, blocks, encode)
-
-
-@contextlib.contextmanager
-def _alone_in(directory: pathlib.Path) -> Iterator[None]:
-    """Waits while another process writes the same latents."""
-    with (directory / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.log(f"waiting for another process that writes {directory}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write(

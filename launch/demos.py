@@ -16,6 +16,7 @@ from data_pipelines.write_rlds import RldsWriter
 from launch import devices
 from launch.config import ConfigError, load_config, to_plain
 from wam_jax import console
+from wam_jax.alone import alone_in
 from wam_jax.sim.demonstrations import Demonstrations, generate_batches, steps_to_success
 from wam_jax.sim.scene import OBJECT_COLORS, SHAPES
 from wam_jax.sim.tabletop import Tabletop
@@ -68,15 +69,23 @@ def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
     name = f"tabletop_{task}"
     folder = out / name / "1.0.0"
     settings = _settings(config, episodes)
-    if folder.exists():
-        _check_made(folder, settings, config.demos.depth)
-        console.log(f"{name}: found in {folder}")
-        return folder
+    if not folder.exists():
+        with alone_in(folder.parent):
+            if not folder.exists():  # another process may have made it meanwhile
+                _write_task(config, task, episodes, folder)
+                (folder / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
+                return folder
+    _check_made(folder, settings, config.demos.depth)
+    console.log(f"{name}: found in {folder}")
+    return folder
+
+
+def _write_task(config: ConfigDict, task: str, episodes: int, folder: Path) -> None:
+    name = folder.parent.name
     shapes = object_shapes(config.demos.object_shapes)
     env = Tabletop(task, image_size=config.data.image_size[0], varied=bool(shapes))
     sizes = dict.fromkeys(dataset_cameras(env, config.demos.depth), tuple(config.data.image_size))
     splits = {"train": episodes, "val": config.demos.validation_episodes}
-    folder.parent.mkdir(parents=True, exist_ok=True)
     successes: list[np.ndarray] = []
     lengths: list[int] = []
     with RldsWriter(folder, name, sizes, env.action_size, env.proprio_size) as writer:
@@ -95,10 +104,8 @@ def _make_task(config: ConfigDict, task: str, episodes: int, out: Path) -> Path:
             for batch in console.progress(batches, f"{name} {split}", total=-(-count // _BATCH)):
                 successes.append(np.asarray(batch.success[:, -1]))
                 lengths.extend(write_episodes(writer, env, batch, split, config.demos.hold_steps))
-    (folder / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
     rate = np.concatenate(successes).mean()
     console.log(f"{name}: {len(lengths)} episodes of {np.mean(lengths):.0f} steps, expert success {rate:.3f}")
-    return folder
 
 
 def _settings(config: ConfigDict, episodes: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One training from its start, or from where it was killed, to its last step."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from launch.config import ConfigError, to_plain
 from launch.data import Data
 from launch.memory import Remedy, check_memory
 from wam_jax import console
+from wam_jax.alone import alone_in
 from wam_jax.nn.module import Params
 from wam_jax.sharding import batch_sharding, placed, replicated
 from wam_jax.tokenizers.tokenizer import Tokenizer
@@ -62,7 +64,7 @@ class Job:
 
 
 def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainState:
-    """Says what it will hold, begins or resumes, and trains to the end.
+    """Says what it will hold, begins or resumes, and trains to the end; alone in its folder.
 
     Raises:
       DoesNotFit: more memory is needed than there is; nothing was allocated yet.
@@ -73,8 +75,6 @@ def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainS
     console.log(f"{job.name}: {total:.2f}M parameters{part}, {numbers.steps} steps of {job.batch_size} windows")
     check_parts(job.batch_size, trainer.accumulate, trainer.mesh)
     step = _compile(config, data, job)
-    state, rest = _start(directory, job)
-    frozen = trainer.frozen_argument(rest, job.frozen)
     loop = LoopConfig(
         steps=numbers.steps,
         save_every=config.train.save_every,
@@ -93,19 +93,21 @@ def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainS
         "seed": config.seed,
     }
     meta = {"identity": identity, "config": to_plain(config), "statistics": data.statistics.to_dict()}
-    return fit(
-        state,
-        step,
-        frozen,
-        _batches(config, data, job),
-        trainer.mesh,
-        directory,
-        loop,
-        meta,
-        job.name,
-        tokenizer=job.tokenizer,
-        score=None if job.score is None else lambda state: job.score(trainer.acting(state, rest)),
-    )
+    with alone_in(directory) if jax.process_index() == 0 else contextlib.nullcontext():  # arms of a study share some
+        state, rest = _start(directory, job)
+        return fit(
+            state,
+            step,
+            trainer.frozen_argument(rest, job.frozen),
+            _batches(config, data, job),
+            trainer.mesh,
+            directory,
+            loop,
+            meta,
+            job.name,
+            tokenizer=job.tokenizer,
+            score=None if job.score is None else lambda state: job.score(trainer.acting(state, rest)),
+        )
 
 
 def check_parts(batch_size: int, parts: int, mesh: Mesh) -> None:

@@ -9,7 +9,8 @@ instead; "base" is what the others of these start from.
 With ``robustness``, success is also judged under changed conditions, by axis; with ``grounding``, what actions look at
 and depend on is measured.
 What arms share (demonstrations, tokenizer, latents) is made once. Every finished run is kept, and whenever a seed is
-done in all arms the report is written; a killed study goes on where it was.
+done in all arms the report is written; a killed study goes on where it was. Several processes may share a --workdir,
+each with seeds of its own (``--config.seeds="(1,)"``); the command with all seeds then reports.
 """
 
 import argparse
