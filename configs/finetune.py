@@ -4,8 +4,8 @@
     wam train --config configs/finetune.py --config.init=runs/quickstart --workdir runs/finetune/full
 
 It starts from any run or export (`config.init`); system, tokenizer and normalisation are those of the start. LoRA:
-``--config.train.lora.rank=16 --config.train.optimizer.learning_rate=3e-3``. From scratch: ``--config.init=`` and
-``--config.model.name=fast_wam``. The README compares the three.
+``--config.train.lora.rank=16 --config.train.optimizer.learning_rate=3e-3``. The README compares both
+with a training from scratch (configs/studies/finetune.py).
 """
 
 from ml_collections import ConfigDict

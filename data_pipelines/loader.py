@@ -29,11 +29,6 @@ class Loader:
     num_threads: int
 
     @property
-    def num_windows(self) -> int:
-        """Windows of all datasets together."""
-        return len(self.assembler)
-
-    @property
     def num_dropped(self) -> int:
         """Distinct windows met so far in this process that have an unreadable frame, and so are left out."""
         return len(self.assembler.dropped)

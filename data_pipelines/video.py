@@ -23,7 +23,7 @@ def read_video(
     try:
         import av
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("reading videos needs PyAV; pip install 'wam_jax[video]'") from error
+        raise ModuleNotFoundError("reading videos needs PyAV; pip install -e '.[video]'") from error
 
     wanted = sorted(set(frames))
     first = round(start * fps)

@@ -1,1 +1,1 @@
-"""The commands. Nothing imports this package."""
+"""The commands. No other package imports this one."""

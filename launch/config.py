@@ -22,7 +22,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
     Args:
       path: of the Python file, from the current folder or from that of the project.
-      overrides: ``--config.train.steps=100`` or ``--config.train.steps 100`` as two entries.
+      overrides: ``--config.seed=1`` or ``--config.seed 1`` as two entries.
 
     Raises:
       ConfigError: for a missing file, an unknown field (with the nearest name), or a value of another type.

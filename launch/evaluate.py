@@ -36,7 +36,7 @@ from wam_jax.types import Text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="run folder of `wam train` or `wam quickstart`")
+    parser.add_argument("checkpoint", type=Path, help="run folder, its best/, or an export")
     parser.add_argument("--tasks", nargs="+", choices=TASK_NAMES, help="default: what the model was trained on")
     parser.add_argument("--config", default="configs/common.py", help="devices and numbers (default: %(default)s)")
     parser.add_argument("--grounding", action="store_true", help="also what actions look at and depend on, with films")

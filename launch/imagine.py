@@ -260,7 +260,7 @@ def _add_drift(
 
 def _features_for(pictures: int) -> dict[str, FrozenEncoder]:
     """The encoder of a Fréchet distance, where its weights are here and so many pictures suffice."""
-    if assets.status([_ENCODER])[0].state != "here":
+    if not assets.status([_ENCODER])[0].present:
         return {}
     encoder = registry.load(_ENCODER, dtype=jnp.float32)
     width = feature_width(encoder)

@@ -27,6 +27,7 @@ from wam_jax.training.source import ParamSource, fresh_paths
 from wam_jax.training.trainer import Trainer
 from wam_jax.weights.files import open_weights
 from wam_jax.weights.wan import WanTransformer
+from wam_jax.zoo import make_spec
 
 
 def check_start(config: ConfigDict, directory: Path) -> None:
@@ -34,6 +35,7 @@ def check_start(config: ConfigDict, directory: Path) -> None:
 
     Raises:
       ConfigError: no system is named, and what training starts from does not tell it.
+      ValueError: the system, its size or one of its options is unknown.
       AssetMissing, FileNotFoundError: ``config.init`` is not here.
     """
     if is_run(directory):  # it goes on with what it has
@@ -43,6 +45,8 @@ def check_start(config: ConfigDict, directory: Path) -> None:
         raise ConfigError(
             "config.model.name is empty, which means: that of the run in config.init; name a run there, or a system"
         )
+    model = described_model(config, open_run(Path(config.init)) if config.init and is_run(Path(config.init)) else None)
+    make_spec(model["name"], model["size"], **model["options"])
 
 
 def described_model(config: ConfigDict, init: Run | None) -> dict[str, Any]:

@@ -294,7 +294,7 @@ def evaluate_validation(config: ConfigDict, data: Data, trained: Trained) -> dic
 
 def lpips_if_here(config: ConfigDict) -> Lpips | None:
     """``config.tokenizer.lpips``, for metrics; None where its weights are not on this machine."""
-    here = assets.status([f"lpips_{config.tokenizer.lpips}"])[0].state == "here"
+    here = assets.status([f"lpips_{config.tokenizer.lpips}"])[0].present
     return load_lpips(config.tokenizer.lpips) if here else None
 
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     show = actions.add_parser("show", help="one system in full")
     show.add_argument("name", help="of a system")
-    show.add_argument("--size", help="debug, or a published one (default: its first published one)")
+    show.add_argument("--size", help="debug, small, or a published one (default: its first published one)")
     show.add_argument("--picture", type=Path, metavar="FILE", help="draw its visibility (png, svg or pdf)")
 
 

@@ -50,6 +50,11 @@ class Status:
     root: str | None
     install: str
 
+    @property
+    def present(self) -> bool:
+        """Whether its files are here, as far as is known the right ones."""
+        return self.state in ("here", "not verified")
+
 
 @functools.cache
 def find(name: str) -> Mapping[str, Path]:

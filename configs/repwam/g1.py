@@ -2,7 +2,7 @@
 
     wam train --config configs/repwam/g1.py --workdir runs/repwam/g1 --config.data.datasets='("DIR",)'
 
-Needs PyAV: pip install 'wam_jax[video]'. Frames are 8 steps apart at 30 a second. The set that the tests use has 8
+Needs PyAV: pip install -e '.[video]'. Frames are 8 steps apart at 30 a second. The set that the tests use has 8
 episodes, all of one task in one place: the last two are held out, and show that it runs rather than how well.
 """
 

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
         "all": {**aligned, "alignment.layers": (0, 1, 2)},
         "random": {**aligned, "alignment.layers": (0,), "alignment.random_teacher": True},
     }
-    if assets.status([DINOV2])[0].state == "here":
+    if assets.status([DINOV2])[0].present:
         size = (224, 224)  # of 14 x 14 patches; the paper's are of 448 x 448
         arms["dinov2"] = {
             **aligned,

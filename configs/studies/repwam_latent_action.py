@@ -6,7 +6,8 @@
 then the robot's) better than pretraining without them, and predicting both at once worse. All arms see as many labelled
 windows; "demonstrations" sees nothing else, "joint" has the steps of both stages, half of each batch labelled. Latents
 are TAEF2's (`wam assets`): of those in repwam_tokenizer.py the best to act on, so that there is success to tell apart.
-Less than half of configs/repwam's steps a stage, and half its batch: three arms have two stages, at three seeds.
+Less than half of configs/repwam's steps a stage, and half its batch: three arms have the steps of two stages, at three
+seeds.
 """
 
 from ml_collections import ConfigDict

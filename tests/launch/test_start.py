@@ -8,7 +8,7 @@ import pytest
 from configs import common
 from data_pipelines.transforms import ActionCodec, Affine
 from launch.config import ConfigError
-from launch.start import open_source, trained_patterns, with_normalisation_of
+from launch.start import check_start, open_source, trained_patterns, with_normalisation_of
 from wam_jax.assets import AssetMissing
 from wam_jax.nn.module import paths
 from wam_jax.training.partition import matching
@@ -79,6 +79,23 @@ def test_a_start_that_is_not_there_says_what_to_do(tiny, tmp_path, monkeypatch):
     config.init = "wan22_ti2v_5b"
     with pytest.raises(AssetMissing, match="asset 'wan22_ti2v_5b' is not on this machine; get it with: hf download"):
         open_source(config, tiny.define())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("name", "uvm", r"model 'uvm' is not in the zoo; did you mean 'uwm'\?"),
+        ("name", "uwm", "model 'uwm' has no 'action_draws'"),  # the default options are another system's
+        ("size", "large", r"size 'large' is not in the sizes of fast_wam \(has: 5b, debug, small\); set model.size"),
+        ("name", "", "config.model.name is empty, which means: that of the run in config.init"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_before_any_work(tmp_path, field, value, message):
+    config = common.get_config()
+    check_start(config, tmp_path)
+    config.model[field] = value
+    with pytest.raises(ValueError, match=message):
+        check_start(config, tmp_path)
 
 
 def test_frozen_trains_all_but_the_videos_expert(tiny):

@@ -13,7 +13,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 
 @pytest.mark.slow
 def test_quickstart_notebook_trains_and_evaluates(tmp_path, monkeypatch):
-    if assets.status(["minilm_l6"])[0].state != "here":
+    if not assets.status(["minilm_l6"])[0].present:
         pytest.skip("the text encoder's weights are not installed; see wam doctor")
     monkeypatch.setenv("WAM_NOTEBOOK_DIR", str(tmp_path))
     notebook = nbformat.read(FOLDER / "01_quickstart.ipynb", as_version=4)

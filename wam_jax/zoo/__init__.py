@@ -1,4 +1,4 @@
-"""Named systems, one file each: a table over the same trunk. `wam zoo` prints them side by side.
+"""Named systems: each is a table over the same trunk. `wam zoo` prints them side by side.
 
 A new one is a new file here: a function ``(size, **options) -> Spec`` under ``@system``.
 """

@@ -1,4 +1,4 @@
-"""Sizes that systems share: one that learns on a CPU, and those of the open video models they start from."""
+"""Sizes that systems share: one for a CPU, one for a GPU, and those of the open video models they start from."""
 
 import dataclasses
 
@@ -13,8 +13,8 @@ class Size:
       layers, heads, head_dim: of the trunk.
       video, video_ffn: width and feed-forward width of the video (or only) expert.
       action, action_ffn, action_layers: of an action expert; its layers count where it reads the trunk over a bridge.
-      conditions, action_conditions: what sets adaLN beside noise; at "debug" also of systems that have no state. Small
-        models hardly listen to cross-attention alone.
+      conditions, action_conditions: what sets adaLN beside noise; at "debug" and "small" also of systems that have no
+        state. Small models hardly listen to cross-attention alone.
     """
 
     layers: int
