@@ -54,6 +54,7 @@ from wam_jax.training.metrics import read_metrics
 from wam_jax.training.restore import Trained, load_trained
 
 OUTCOMES = "outcomes.json"  # of a finished run
+PROBES = "probes.json"  # of what arms share
 BASE = "base"  # posttrain.method of an arm that is not trained further
 _SCENES, _SCENE_SEEDS = 1024, (500, 501)  # pictures of a task that probes are fitted and tested on
 ARM_COLUMNS = ("arm", "success", "by seed")
@@ -152,7 +153,9 @@ class _Shared:
 
     @functools.cached_property
     def probes(self) -> dict[str, float]:
-        """What can be read off the tokenizer's latents, a mean over the tasks."""
+        """What can be read off the tokenizer's latents, a mean over the tasks; kept in a file."""
+        if (path := self.directory / PROBES).exists():
+            return json.loads(path.read_text())
         found = []
         for task in self.config.demos.tasks:
             size, cameras = self.config.data.image_size[0], self.config.data.cameras
@@ -160,7 +163,10 @@ class _Shared:
             fit, test = (draw_scenes(task, size, _SCENES, seed, shapes, cameras) for seed in _SCENE_SEEDS)
             found.append(probe_tokenizer(self.tokenizer, fit, test))
         names = dict.fromkeys(name for row in found for name in row)  # not every task has all of them
-        return {f"probe_{name}": float(np.mean([row[name] for row in found if name in row])) for name in names}
+        means = {f"probe_{name}": float(np.mean([row[name] for row in found if name in row])) for name in names}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(means) + "\n")
+        return means
 
 
 def _train(
