@@ -35,7 +35,7 @@ from launch.evaluate import described_task
 from launch.grounding import ground
 from launch.posttrain import posttrain, tracking_figures
 from launch.start import check_start
-from launch.tokenizers import encode_dataset, find_tokenizer, with_images_for
+from launch.tokenizers import encode_dataset, find_tokenizer, tokenizer_key, with_images_for
 from launch.train import evaluate_validation, find_tokenizers, lpips_if_here, train_model
 from launch.world2act import check_posttrain, heldout_sequences
 from wam_jax import console
@@ -54,7 +54,6 @@ from wam_jax.training.metrics import read_metrics
 from wam_jax.training.restore import Trained, load_trained
 
 OUTCOMES = "outcomes.json"  # of a finished run
-PROBES = "probes.json"  # of what arms share
 BASE = "base"  # posttrain.method of an arm that is not trained further
 _SCENES, _SCENE_SEEDS = 1024, (500, 501)  # pictures of a task that probes are fitted and tested on
 ARM_COLUMNS = ("arm", "success", "by seed")
@@ -153,13 +152,15 @@ class _Shared:
 
     @functools.cached_property
     def probes(self) -> dict[str, float]:
-        """What can be read off the tokenizer's latents, a mean over the tasks; kept in a file."""
-        if (path := self.directory / PROBES).exists():
+        """What can be read off the tokenizer's latents, a mean over the tasks; kept for all that share a tokenizer."""
+        tasks, cameras = tuple(self.config.demos.tasks), tuple(self.config.data.cameras)
+        size, shapes = self.config.data.image_size[0], object_shapes(self.config.demos.object_shapes)
+        of = _digest([tokenizer_key(self.tokenizer), tasks, cameras, size, shapes])
+        path = self.directory.parent / f"probes_{of}.json"
+        if path.exists():
             return json.loads(path.read_text())
         found = []
-        for task in self.config.demos.tasks:
-            size, cameras = self.config.data.image_size[0], self.config.data.cameras
-            shapes = object_shapes(self.config.demos.object_shapes)
+        for task in tasks:
             fit, test = (draw_scenes(task, size, _SCENES, seed, shapes, cameras) for seed in _SCENE_SEEDS)
             found.append(probe_tokenizer(self.tokenizer, fit, test))
         names = dict.fromkeys(name for row in found for name in row)  # not every task has all of them
