@@ -22,7 +22,13 @@ def get_config() -> ConfigDict:
     config.alignment.teacher_size = (128, 128)  # 8 x 8 features, as many as latents
     config.model.name = "agra"
     config.model.options = ConfigDict(
-        {"noise": "logit_normal", "video_loss_weight": 0.3, "video_batch_share": 0.25, "context_noise": 0.05}
+        {
+            "noise": "logit_normal",
+            "action_draws": 4,
+            "video_batch_share": 0.25,
+            "video_loss_weight": 0.3,
+            "context_noise": 0.05,
+        }
     )
     config.train.optimizer.steps = 2000
     return config

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from wam_jax.wam.layout import Layout
+from wam_jax.wam.noise import Coupled
 from wam_jax.wam.spec import Interface
 from wam_jax.wam.visibility import CHUNK_CAUSAL, FIRST_FRAME_CAUSAL, ISOLATED, Rule, sees_imagined, window
 from wam_jax.zoo import SYSTEMS, make_spec
@@ -145,9 +146,24 @@ def test_causal_isolated_actions_need_no_imagined_video():
     assert Layout(spec, INTERFACE).droppable("policy") == ("video",)
 
 
-def test_streams_that_influence_each_other_are_drawn_alike():
-    with pytest.raises(ValueError, match=r"streams video, action influence each other, so they need equal noise.draws"):
-        layout("fast_wam", coupling="mutual", action_draws=2)
+def test_streams_that_influence_each_other_are_on_the_same_samples():
+    expected = r"streams video, action influence each other, so they need equal noise.batch_share, got \[0.5, 1.0\]"
+    with pytest.raises(ValueError, match=expected):
+        layout("fast_wam", coupling="mutual", video_batch_share=0.5)
+
+
+def test_what_runs_once_may_be_seen_by_several_draws_and_sees_none_of_them():
+    layout("fast_wam", coupling="action_sees_video", action_draws=2)
+    layout("agra", action_draws=2)
+    for coupling in ("mutual", "video_sees_action"):
+        with pytest.raises(ValueError, match=r"video 1 noisy depends on action 1 noisy, so draws of it would see each"):
+            layout("fast_wam", coupling=coupling, action_draws=2)
+
+
+def test_levels_that_streams_share_are_drawn_equally_often():
+    spec = dataclasses.replace(make_spec("fast_wam", coupling="action_sees_video", action_draws=2), noise=Coupled())
+    with pytest.raises(ValueError, match=r"noise that streams share needs equal noise.draws, got \[1, 2\]"):
+        Layout(spec, INTERFACE)
 
 
 def test_actions_that_do_not_divide_into_blocks_are_refused():

@@ -111,8 +111,9 @@ def test_draws_do_not_influence_each_other(tiny, batch):
     np.testing.assert_array_equal(after["video"], before["video"])
 
 
-def test_several_draws_at_once_equal_one_at_a_time(tiny, batch):
-    run = Predictions(tiny, batch, "fast_wam")
+@pytest.mark.parametrize("name", ["fast_wam", "agra"])
+def test_several_draws_at_once_equal_one_at_a_time(tiny, batch, name):
+    run = Predictions(tiny, batch, name, action_draws=DRAWS)
     together = run()
     state = run.noisy["action"]
     for draw in range(DRAWS):

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from jaxtyping import Array, Bool
 
+from wam_jax.wam.noise import Independent
 from wam_jax.wam.spec import KINDS, Interface, Spec, Stream
 from wam_jax.wam.visibility import Group, components, reachable, visibility_matrix
 
@@ -69,15 +70,17 @@ class Layout:
 
     def _check_draws(self) -> None:
         for part in self.components:
-            streams = [self.spec.stream(name) for name in part]
-            draws = {(s.noise.draws, s.noise.batch_share) for s in streams if s.noise and s.head != "diffusion"}
-            if max(draws, default=(1, 1.0))[0] > 1:
-                self._check_several_draws(part)
-            if len(draws) > 1:
+            noises = {n: stream.noise for n in part if (stream := self.spec.stream(n)).noise}
+            shares = sorted({noise.batch_share for noise in noises.values()})
+            draws = sorted({self._draws(name) for name in noises})
+            if len(shares) > 1 or len([count for count in draws if count > 1]) > 1:
                 raise ValueError(
-                    f"{self.spec.name}: streams {', '.join(part)} influence each other, so they need equal noise.draws "
-                    f"and noise.batch_share, got {sorted(draws)}"
+                    f"{self.spec.name}: streams {', '.join(part)} influence each other, so they need equal "
+                    f"noise.batch_share, got {shares}, and noise.draws, or one draw, got {draws}"
                 )
+            if len(draws) > 1 and not isinstance(self.spec.noise, Independent):
+                raise ValueError(f"{self.spec.name}: noise that streams share needs equal noise.draws, got {draws}")
+            self._check_several_draws(part)
         for expert in self.spec.experts:
             for name in self.levels_of(expert.name):
                 if (noise := self.spec.stream(name).noise) and (noise.draws > 1 or noise.per_block):
@@ -86,18 +89,23 @@ class Layout:
                         "noise.draws=1 and noise.per_block=False"
                     )
 
+    def _draws(self, name: str) -> int:
+        """How often a stream's noisy tokens run beside each other; a diffusion head draws behind its queries."""
+        stream = self.spec.stream(name)
+        return stream.noise.draws if stream.noise and stream.head != "diffusion" else 1
+
     def _check_several_draws(self, part: tuple[str, ...]) -> None:
-        """Several draws share what is clean and what is queried, so neither may tell one draw of another."""
+        """What runs once is shared by all draws of what sees it, so it may not tell one of them of another."""
         for group in self.needed(part):
-            row = self.depends[self.groups.index(group)]
-            stream = self.spec.stream(group.stream)
-            shared = group.clean or stream.role == "predicted" or stream.head == "diffusion"
-            noisy = [k for k in np.flatnonzero(row) if not self.groups[k].clean and self.groups[k] != group]
-            if shared and noisy:
-                raise ValueError(
-                    f"{self.spec.name}: {group} depends on {self.groups[noisy[0]]}, so draws of it would see each "
-                    "other; set noise.draws=1"
-                )
+            if not group.clean and self._draws(group.stream) > 1:
+                continue
+            for j in np.flatnonzero(self.depends[self.groups.index(group)]):
+                key = self.groups[j]
+                if not key.clean and self._draws(key.stream) > 1:
+                    raise ValueError(
+                        f"{self.spec.name}: {group} depends on {key}, so draws of it would see each other; set "
+                        "noise.draws=1"
+                    )
 
     def _check_leaks(self) -> None:
         """Nothing may be predicted from what is only known once it has come true."""

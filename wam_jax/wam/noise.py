@@ -135,7 +135,8 @@ class StreamNoise:
     Attributes:
       distribution: of the stream's noise level.
       weighting: of the squared velocity error by noise level; None weighs all alike.
-      draws: noise levels drawn for each sample; all of them share one pass over the clean context.
+      draws: noise levels drawn for each sample; all of them share one pass over the clean context, and over streams of
+        one draw that they see and that do not see them.
       batch_share: the share of the batch on which this stream is trained at all.
       per_block: every block of the future at a level of its own, not all at one.
     """

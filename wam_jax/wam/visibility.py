@@ -160,10 +160,15 @@ class Segment:
 
 
 def visibility_matrix(queries: Sequence[Group], keys: Sequence[Group], rule: Rule) -> Bool[np.ndarray, "Gq Gk"]:
-    """Entry [i, j]: query group i sees key group j. Groups of different noise draws never see each other."""
+    """Entry [i, j]: query group i sees key group j.
+
+    Of a stream with several noise draws, a group sees those of its own draw; one with a single draw is for all.
+    """
+    several = {key.stream for key in keys if key.draw}
 
     def visible(query: Group, key: Group) -> bool:
-        return (key.clean or query.draw == key.draw) and rule(query, key)
+        own = key.clean or key.stream not in several or query.draw == key.draw
+        return own and rule(query, key)
 
     return np.array([[visible(q, k) for k in keys] for q in queries], bool).reshape(len(queries), len(keys))
 

@@ -22,6 +22,7 @@ def agra(
     shared_pass: bool = False,
     actions: bool = True,
     noise: str = "uniform",
+    action_draws: int = 1,
     video_loss_weight: float = 1.0,
     video_batch_share: float = 1.0,
 ) -> Spec:
@@ -35,6 +36,7 @@ def agra(
 
     Args:
       noise: "uniform", or "logit_normal": more weight on high noise, for small models from scratch.
+      action_draws: noise levels of actions drawn over one pass of the video.
       video_batch_share: share of the batch on which video is denoised beside actions; all of it where they read that
         pass, and where there are none.
     """
@@ -51,13 +53,14 @@ def agra(
             **size.trunk(),
         )
     source = "video" if shared_pass else "features"
+    of_action = action(noise=StreamNoise(distribution=level, draws=action_draws))
     return Spec(
         name="agra",
         experts=(
             video_expert(size),
             action_expert(size, layers=size.action_layers, bridge=Bridge(source="video")),
         ),
-        streams=(of_video, *(() if shared_pass else (features(Fixed(1.0)),)), state("action"), action(noise=level)),
+        streams=(of_video, *(() if shared_pass else (features(Fixed(1.0)),)), state("action"), of_action),
         visibility=FIRST_FRAME_CAUSAL & (ISOLATED | sees("action", source)),
         modes=(
             together("policy", "action", steps=4, missing=(source,)),
