@@ -199,7 +199,7 @@ def _resized(masks: Bool[np.ndarray, "*N H W"], size: tuple[int, int]) -> Bool[n
 
 def _heat_maps(act: Act, layout: Layout, scenes: int) -> dict[str, Float[np.ndarray, "N n"]]:
     """What ``heat_film`` lays over pictures."""
-    _, attention = act(Lens(attention=True, frame_tokens=layout.tokens_per_frame))
+    _, attention = act(Lens(attention=True, present=True, frame_tokens=layout.tokens_per_frame))
     maps = {} if attention is None else {"attention": np.asarray(attention).mean((1, 2, 3))}
     maps["sensitivity"] = heat(act, layout.tokens_per_frame, scenes, label="films")
     return maps

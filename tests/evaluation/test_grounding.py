@@ -93,7 +93,7 @@ def test_actions_that_attend_to_no_video_are_said_to():
     found = diagnose(act, ("hand", "object"), masks(), GRID)
     assert found.in_mask is None
     assert "attention_in_mask" not in found.summary()
-    assert attention_rows({"reach": found})[0][-1] == "actions attend to no video token"
+    assert attention_rows({"reach": found})[0][-1] == "actions do not attend to the present frame"
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
@@ -109,7 +109,8 @@ def test_scenes_without_two_sides_to_compare_leave_a_summary_and_a_report(tmp_pa
         assert summary["attention_in_mask_by_step_layer_head"] == [[[None]]]
         assert summary["centroid_error"] == [None]
     assert all(np.isfinite(value) for value in mean_grounding([found]).values())
-    assert set(mean_grounding([found])) == ({"attention_in_mask", "centroid_error"} if everywhere else set())
+    looks = {"attention_in_mask", "centroid_error"} if everywhere else set()
+    assert set(mean_grounding([found])) == looks | {"mask_area"}
     report = Report("grounding")
     add_grounding(report, {"reach": found}, {})
     assert "no scene has tokens inside and outside" in report.write(tmp_path).read_text()
@@ -128,7 +129,7 @@ def test_means_over_tasks_are_of_the_same_tasks_and_geometric_for_ratios():
     looks, blind = (
         diagnose(policy(weights), ("hand", "object"), masks(), GRID) for weights in (one_token(), 0 * one_token())
     )
-    assert set(mean_grounding([looks, blind])) == {"attention_in_mask", "centroid_error"}
+    assert set(mean_grounding([looks, blind])) == {"attention_in_mask", "centroid_error", "mask_area"}
 
     def having(ratio: float) -> grounding.Grounding:
         result = Sensitivity(inside=np.full(4, ratio), outside=np.ones(4), floor=1e-6)
@@ -160,7 +161,7 @@ def test_sensitivity_token_by_token_is_where_the_policy_reads(kind):
     warm = heat(policy(one_token()), COUNT, SCENES, kind)
     np.testing.assert_array_equal(warm.argmax(1), TARGET)
     assert (warm > 0).sum() == SCENES
-    with pytest.raises(ValueError, match=r"cannot be changed by 'shuffle' \(can be by: zero, mean\)"):
+    with pytest.raises(ValueError, match=r"cannot be changed by 'shuffle' \(can be by: zero, mean, swap\)"):
         heat(policy(one_token()), COUNT, SCENES, "shuffle")
 
 
@@ -170,9 +171,11 @@ def test_token_by_token_compares_single_tokens_of_both_sides():
     single = found.sensitivity["zero, token by token"]
     warm = heat(policy(weights), COUNT, SCENES)
     inside = np.eye(COUNT, dtype=bool)[TARGET]
+    same_camera = np.repeat(inside.reshape(SCENES, 2, -1).any(2), COUNT // 2, 1)
+    outside = warm[same_camera & ~inside].reshape(SCENES, -1).mean(1)
     np.testing.assert_allclose(single.inside, warm[inside])
-    np.testing.assert_allclose(single.outside, warm[~inside].reshape(SCENES, -1).mean(1))
-    assert single.ratio == pytest.approx(warm[inside].mean() / warm[~inside].mean())
+    np.testing.assert_allclose(single.outside, outside)
+    assert single.ratio == pytest.approx(warm[inside].mean() / outside.mean())
     assert "mean, token by token" in found.summary()["sensitivity"]
     assert not any("token by token" in kind for kind in diagnose(policy(weights), (), masks(), GRID).sensitivity)
 
@@ -206,6 +209,17 @@ def test_both_sides_of_a_comparison_have_equally_many_tokens():
     mine, theirs = grounding.matched(inside, np.random.default_rng(0), spare=True)
     np.testing.assert_array_equal(mine.sum(1), [1, 1])  # of three outside, one can change places with one
     np.testing.assert_array_equal(theirs.sum(1), [1, 1])
+
+
+def test_a_camera_that_counts_for_more_is_not_taken_for_grounding():
+    """All tokens of a camera weigh alike, and one camera shows more of the mask: the ratio is about 1."""
+    weights = np.tile(np.repeat([10.0, 1.0], COUNT // 2), (SCENES, 1))
+    seen = np.zeros((SCENES, 1, COUNT, 64), bool)
+    seen[:, :, :6] = seen[:, :, COUNT // 2] = True  # six tokens of the first camera, one of the second
+    cells = seen.reshape(SCENES, 1, 2, *GRID, 8, 8).transpose(0, 1, 2, 3, 5, 4, 6)
+    found = diagnose(policy(weights), ("object",), cells.reshape(SCENES, 1, 2, 16, 32), GRID, token_kinds=("zero",))
+    for kind in ("zero", "zero, token by token"):
+        assert 0.6 < found.sensitivity[kind].ratio < 1.7, kind
 
 
 def test_coverage_is_the_share_of_a_tokens_pixels():

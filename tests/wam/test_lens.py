@@ -72,6 +72,16 @@ def test_actions_whose_tokens_read_zeros_do_not_know_the_video(rollouts, batch, 
     np.testing.assert_array_equal(run(blind, latents)["action"], run(blind, -latents)["action"])
 
 
+def test_attention_to_the_present_alone_is_a_part_of_that_to_all_frames(rollouts, batch):
+    run, latents = rollouts("agra"), jnp.asarray(batch.latents)
+    whole, part = (
+        np.asarray(run(Lens(attention=True, present=present, frame_tokens=TOKENS), latents)[ATTENTION])
+        for present in (False, True)
+    )
+    assert (part > 0).all()
+    assert (part < whole).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["uwm", "dreamzero", "gigaworld_policy", "videovla", "x_wam"])
 def test_diagnostics_need_no_code_for_a_system(rollouts, batch, name):

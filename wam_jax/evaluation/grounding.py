@@ -3,8 +3,9 @@
 For any system whose actions attend to video tokens. Positions are those of a frame's tokens, all cameras together, as
 ``Lens`` has them; a mask says which of them show the hand, the named object or the goal. Interventions change what is
 read of some positions, in every frame and layer, and ask how far the actions move (L2 of the normalised chunk, the same
-noise). The matched sensitivity ratio compares positions inside the mask with equally many of the background, changed
-together; token by token, they are changed one at a time.
+noise). The matched sensitivity ratio compares positions inside the mask with equally many of the same camera's
+background, changed together; token by token, they are changed one at a time. Masks are of now, so attention counts
+where it goes to the present frame.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from wam_jax import console
 from wam_jax.wam.lens import Lens
 
 KINDS = ("zero", "mean", "shuffle", "swap")
-TOKEN_KINDS = ("zero", "mean")  # that single positions can be changed by
+TOKEN_KINDS = ("zero", "mean", "swap")  # that single positions can be changed by
 _LEAST_COVERAGE = 0.02  # of a token's pixels, to be inside a mask
 _DRAWS = 4  # of the positions that an intervention changes
 # What counts as rounding: this share of the actions' own norm, or so many times what a change of nothing moves them.
@@ -78,10 +79,10 @@ class Grounding:
     Attributes:
       parts: names of the masks; the last, "all", is their union.
       area: share of the positions that each part covers.
-      in_mask: attention in each part over attention to video at all, by sampling step, layer and head; None: actions
-        attend to no video token. NaN of a part that no scene shows.
+      in_mask: attention in each part over attention to the present frame at all, by sampling step, layer and head;
+        None: actions do not attend to it. NaN of a part that no scene shows.
       centroid_error: distance between the centres of attention and of the union mask, in sides of the picture.
-      to_video: share of all attention that goes to video.
+      to_video: share of all attention that goes to the present frame.
       sensitivity: by kind of intervention, such as "zero", and "zero, token by token" where that was asked for.
     """
 
@@ -135,6 +136,7 @@ def _figures(task: Grounding) -> dict[str, float]:
     found = {f"sensitivity_{kind}": result.ratio for kind, result in task.sensitivity.items()}
     if task.in_mask is not None and task.centroid_error is not None:
         found["attention_in_mask"] = float(task.in_mask[-1].mean())
+        found["mask_area"] = float(task.area[-1])  # what attention spread evenly would have in it
         found["centroid_error"] = float(task.centroid_error.mean())
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
@@ -183,12 +185,16 @@ def centroid_error(
 
 
 def intervention(
-    kind: str, chosen: Bool[np.ndarray, "N n"], other: Bool[np.ndarray, "N n"], rng: np.random.Generator
+    kind: str,
+    chosen: Bool[np.ndarray, "N n"],
+    other: Bool[np.ndarray, "N n"],
+    rng: np.random.Generator,
+    cameras: int = 1,
 ) -> Float[np.ndarray, "N n n"]:
     """The ``Lens.change`` of positions ``chosen``.
 
     "zero": nothing is read there; "mean": the mean of all positions; "shuffle": the chosen ones in another order;
-    "swap": what as many of ``other`` hold.
+    "swap": what as many of ``other`` of the same camera hold.
 
     Raises:
       ValueError: for another kind.
@@ -204,27 +210,29 @@ def intervention(
         elif kind == "shuffle":
             matrix[places] = np.eye(count)[rng.permutation(places)]
         elif kind == "swap":
-            theirs = rng.permutation(np.flatnonzero(rest))[: len(places)]
-            mine = rng.permutation(places)[: len(theirs)]
-            matrix[mine] = np.eye(count)[theirs]
+            for camera in np.split(np.arange(count), cameras):
+                mine, theirs = (rng.permutation(camera[side[camera]]) for side in (row, rest))
+                pairs = min(len(mine), len(theirs))
+                matrix[mine[:pairs]] = np.eye(count)[theirs[:pairs]]
         else:
             raise ValueError(f"intervention {kind!r} is unknown (has: {', '.join(KINDS)})")
     return change
 
 
 def matched(
-    inside: Bool[np.ndarray, "N n"], rng: np.random.Generator, spare: bool = False
+    inside: Bool[np.ndarray, "N n"], rng: np.random.Generator, cameras: int = 1, spare: bool = False
 ) -> tuple[Bool[np.ndarray, "N n"], Bool[np.ndarray, "N n"]]:
-    """As many random positions inside each mask as outside it: as many as there are on both sides.
+    """Of each camera, as many random positions inside a mask as outside it: as many as there are on both sides.
 
     ``spare``: as many again are left outside, for those chosen there to be swapped for.
     """
     chosen = np.zeros((2, *inside.shape), bool)
     for number, row in enumerate(inside):
-        sides = np.flatnonzero(row), np.flatnonzero(~row)
-        count = min(len(sides[0]), len(sides[1]) // (2 if spare else 1))
-        for side, places in enumerate(sides):
-            chosen[side, number, rng.permutation(places)[:count]] = True
+        for camera in np.split(np.arange(row.size), cameras):
+            sides = camera[row[camera]], camera[~row[camera]]
+            count = min(len(sides[0]), len(sides[1]) // (2 if spare else 1))
+            for side, places in enumerate(sides):
+                chosen[side, number, rng.permutation(places)[:count]] = True
     return chosen[0], chosen[1]
 
 
@@ -251,7 +259,7 @@ def diagnose(
     shares = coverage(np.concatenate([masks, masks.any(1, keepdims=True)], 1), grid)
     inside = shares[:, -1] > _LEAST_COVERAGE
     scenes, count = inside.shape
-    actions, attention = act(Lens(attention=True, frame_tokens=count))
+    actions, attention = act(Lens(attention=True, present=True, frame_tokens=count))
     plain = _unchanged(act, scenes, count)
     size = np.linalg.norm(plain.reshape(scenes, -1), axis=1).mean()
     floor = float(max(_SMALL * size, _ROUNDINGS * _distance(actions, plain).mean(), 1e-12))
@@ -272,13 +280,14 @@ def diagnose(
         in_mask=in_mask,
         centroid_error=error,
         to_video=share_of_video,
-        sensitivity=_sensitivity(act, inside, plain, floor, seed, label, token_kinds),
+        sensitivity=_sensitivity(act, inside, masks.shape[2], plain, floor, seed, label, token_kinds),
     )
 
 
 def _sensitivity(
     act: Act,
     inside: Bool[np.ndarray, "N n"],
+    cameras: int,
     plain: Float[np.ndarray, "N K A"],
     floor: float,
     seed: int,
@@ -286,28 +295,43 @@ def _sensitivity(
     token_kinds: Sequence[str],
 ) -> dict[str, Sensitivity]:
     """By kind of intervention."""
-    # A scene without a mask, or with nothing else, has no two sides to compare.
-    sided = inside.any(1) & ~inside.all(1)
+    # A picture without a mask, or with nothing else, has no two sides to compare.
+    by_camera = inside.reshape(len(inside), cameras, -1)
+    two_sides = by_camera.any(2) & ~by_camera.all(2)
+    sided = two_sides.any(1)
     rng = np.random.default_rng(seed)
     todo = [(kind, draw) for kind in KINDS for draw in range(_DRAWS)]
     moved: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
     for kind, _ in console.progress(todo, label):
-        mine, theirs = matched(inside, rng, spare=kind == "swap")
+        mine, theirs = matched(inside, rng, cameras, spare=kind == "swap")
         # Background is swapped for other background, so that nothing of the mask comes into play.
-        changes = intervention(kind, mine, ~inside, rng), intervention(kind, theirs, ~inside & ~theirs, rng)
+        spare = ~inside & ~theirs
+        changes = [intervention(kind, *sides, rng, cameras) for sides in ((mine, ~inside), (theirs, spare))]
         moved[kind].append(np.stack([_distance(act(Lens(change=jnp.asarray(change)))[0], plain) for change in changes]))
     found = {kind: np.mean(rows, 0)[:, sided] for kind, rows in moved.items()}
     for kind in token_kinds:
         name = f"{kind}, token by token"
-        single = heat(act, inside.shape[1], len(inside), kind, f"{label}: {name}")[sided]
-        found[name] = np.stack([np.average(single, 1, side) for side in (inside[sided], ~inside[sided])])
+        single = heat(act, *inside.shape[::-1], kind, f"{label}: {name}", ~inside, cameras).reshape(by_camera.shape)
+        means = [_mean(_mean(single, side), two_sides) for side in (by_camera, ~by_camera)]
+        found[name] = np.stack(means)[:, sided]
     return {kind: Sensitivity(inside=mine, outside=theirs, floor=floor) for kind, (mine, theirs) in found.items()}
 
 
+def _mean(values: Float[np.ndarray, "*N n"], chosen: Bool[np.ndarray, "*N n"]) -> Float[np.ndarray, "*N"]:
+    """Over those that are chosen; 0 where none is."""
+    return (values * chosen).sum(-1) / np.maximum(chosen.sum(-1), 1)
+
+
 def heat(
-    act: Act, count: int, scenes: int, kind: str = "zero", label: str = "token by token"
+    act: Act,
+    count: int,
+    scenes: int,
+    kind: str = "zero",
+    label: str = "token by token",
+    other: Bool[np.ndarray, "N n"] | None = None,
+    cameras: int = 1,
 ) -> Float[np.ndarray, "N n"]:
-    """How far actions move when one position is changed, position by position.
+    """How far actions move when one position is changed, position by position; ``other``: what is swapped in, if any.
 
     Raises:
       ValueError: for a kind that is not one of ``TOKEN_KINDS``.
@@ -318,7 +342,8 @@ def heat(
     found = []
     for place in console.progress(range(count), label):
         alone = np.broadcast_to(np.arange(count) == place, (scenes, count))
-        change = jnp.asarray(intervention(kind, alone, ~alone, rng))
+        rest = ~alone if other is None else other & ~alone
+        change = jnp.asarray(intervention(kind, alone, rest, rng, cameras))
         found.append(_distance(act(Lens(change=change))[0], plain))
     return np.stack(found, 1)
 

@@ -29,13 +29,13 @@ def sensitivity_rows(found: dict[str, Grounding]) -> list[tuple[str, ...]]:
 
 
 def attention_rows(found: dict[str, Grounding]) -> list[tuple[str, ...]]:
-    """One row a task and part; shares of the attention to video, means over steps."""
+    """One row a task and part; shares of the attention to the present frame, means over steps."""
     rows: list[tuple[str, ...]] = []
     for task, grounding in found.items():
         for number, (part, area) in enumerate(zip(grounding.parts, grounding.area, strict=True)):
             cells = (task, part, f"{area:.3f}")
             if grounding.in_mask is None or grounding.centroid_error is None:
-                rows.append((*cells, "–", "–", "–", "actions attend to no video token"))
+                rows.append((*cells, "–", "–", "–", "actions do not attend to the present frame"))
                 continue
             by_head = grounding.in_mask[number].mean(0)  # layers, heads
             if np.isnan(by_head).any():
@@ -86,7 +86,7 @@ def heat_film(
         panels = {camera: frames[:, view]}
         for name, values in heats.items():
             maps = values.reshape(len(values), len(cameras), *grid)
-            maps = maps / np.maximum(maps.max((1, 2, 3), keepdims=True), 1e-12)
+            maps = maps / np.maximum(maps.max(), 1e-12)  # of the whole film: what hardly matters stays cold
             panels[name] = media.overlay(frames[:, view], maps[plan, view])
         rows.append(media.side_by_side(panels, 128))
     return media.film(media.caption(np.concatenate(rows, axis=1), label), fps), label

@@ -29,6 +29,7 @@ class Lens:
         change[i, j] times position j. Keys keep the rotary position of where they are read. The source's own tokens
         read as before, so this changes what is taken from the features of these positions, not the features.
       frame_tokens: positions of a frame, of all cameras (``Layout.tokens_per_frame``); attention needs them.
+      present: of the source, what is given of now alone; the rest counts as something else.
       reader, source: kinds of streams.
     """
 
@@ -36,6 +37,7 @@ class Lens:
     attention: bool = dataclasses.field(default=False, metadata={"static": True})
     change: Float[Array, "B n n"] | None = None
     frame_tokens: int = dataclasses.field(default=1, metadata={"static": True})
+    present: bool = dataclasses.field(default=False, metadata={"static": True})
     reader: str = dataclasses.field(default="action", metadata={"static": True})
     source: str = dataclasses.field(default="video", metadata={"static": True})
 
@@ -49,6 +51,10 @@ class Lens:
 
     def is_source(self, spec: Spec, group: Group) -> bool:
         return spec.stream(group.stream).kind == self.source
+
+    def looks_at(self, spec: Spec, group: Group) -> bool:
+        """Whether this group is what readers' attention and changes are about."""
+        return self.is_source(spec, group) and (not self.present or (group.clean and group.block == 0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -309,7 +309,7 @@ class StretchRun:
                 if lens is not None and lens.reads(self.spec, members[0]):
                     groups = [keys.groups[i] for i in segment.keys]
                     where = [self.state.positions[group] if keys.rotated else None for group in groups]
-                    source = [lens.is_source(self.spec, group) for group in groups]
+                    source = [lens.looks_at(self.spec, group) for group in groups]
                     if keys.rotated and lens.change is not None:
                         self._check_positions(groups, where, source)
                     shown = lens.frame_tokens if lens.shows(self.spec, members[0]) else None
