@@ -27,7 +27,7 @@ from wam_jax.evaluation.grounding_report import (
     sensitivity_rows,
 )
 from wam_jax.evaluation.report import Report, write_summary
-from wam_jax.evaluation.robustness import add_robustness, check_axes, evaluate_robustness
+from wam_jax.evaluation.robustness import add_robustness, conditions, evaluate_robustness
 from wam_jax.evaluation.success import EvaluationConfig, TaskResult, TaskText, evaluate_task
 from wam_jax.posttraining.restore import load_policy
 from wam_jax.sim.tasks import TASK_NAMES, wordings
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     mesh = devices.start(config)
     trained = load_policy(args.checkpoint, mesh)
     tasks = args.tasks or trained.meta["config"]["demos"]["tasks"]
-    _check(args, config, tasks)
+    _check(args, config, tasks, object_shapes(trained.meta["config"]["demos"].get("object_shapes", {})))
     recorded = None
     if args.masks:
         size = tuple(trained.meta["identity"]["tokenizer"]["image_size"])
@@ -76,7 +76,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     console.log(f"wrote {written}")
 
 
-def _check(args: argparse.Namespace, config: ConfigDict, tasks: Sequence[str]) -> None:
+def _check(
+    args: argparse.Namespace, config: ConfigDict, tasks: Sequence[str], shapes: tuple[tuple[int, ...], ...]
+) -> None:
     """Raises ConfigError, or ValueError, for what would go wrong after hours of evaluation."""
     if args.masks and not args.grounding:
         raise ConfigError(f"--masks {args.masks} is for --grounding; ask for that, too")
@@ -86,7 +88,8 @@ def _check(args: argparse.Namespace, config: ConfigDict, tasks: Sequence[str]) -
             "--masks FILE alone, for what its actions look at in its own data"
         )
     if args.robustness:
-        check_axes(config.evaluation.robustness_axes, config.evaluation.robustness_strengths)
+        for task in tasks:
+            conditions(task, shapes, config.evaluation.robustness_axes, config.evaluation.robustness_strengths)
 
 
 def _write(out: Path, report: Report, summary: Mapping[str, Any]) -> Path:

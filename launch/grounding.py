@@ -41,12 +41,15 @@ _SEED = 2000  # of the scenes: neither training nor closed-loop evaluation draws
 _ARRAYS = ("masks", "parts", "episode", "step")
 
 
-def ground(trained: Trained, task: TaskText, scenes: int, token_kinds: Sequence[str] = ()) -> Grounding:
-    """Diagnostics on so many moments of the scripted expert's episodes; ``token_kinds`` as in ``diagnose``."""
-    found = draw_scenes(task.name, trained.image_size, scenes, _SEED, task.shapes, task.cameras)
+def ground(trained: Trained, task: TaskText, scenes: int, token_kinds: Sequence[str] = (), axis: str = "") -> Grounding:
+    """Diagnostics on so many moments of the scripted expert's episodes.
+
+    ``token_kinds`` as in ``diagnose``, ``axis`` of changed conditions as in ``draw_scenes``.
+    """
+    found = draw_scenes(task.name, trained.image_size, scenes, _SEED, task.shapes, task.cameras, axis)
     act = _act(trained, found.images, found.proprio, _told(task, found.instruction), task.embodiment)
     parts = PARTS[: found.masks.shape[1]]
-    label = f"ground {task.name}"
+    label = f"ground {task.name}{', ' if axis else ''}{axis}"
     return diagnose(act, parts, found.masks, _layout(trained).grid, label=label, token_kinds=token_kinds)
 
 

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,13 +43,13 @@ from wam_jax import console
 from wam_jax.evaluation import media
 from wam_jax.evaluation.grounding import mean_grounding
 from wam_jax.evaluation.report import Report, environment, write_summary
-from wam_jax.evaluation.robustness import evaluate_robustness
+from wam_jax.evaluation.robustness import evaluate_robustness, unseen_axes
 from wam_jax.evaluation.scene_probe import probe_tokenizer
 from wam_jax.evaluation.scenes import draw_scenes
 from wam_jax.evaluation.statistics import Rate, mean_share
 from wam_jax.evaluation.study import arm_result, bootstrap_difference, metric_table, study_rows
 from wam_jax.evaluation.study_metrics import heldout_metrics
-from wam_jax.evaluation.success import EvaluationConfig, policy_outcomes
+from wam_jax.evaluation.success import EvaluationConfig, TaskText, policy_outcomes
 from wam_jax.posttraining.restore import load_policy
 from wam_jax.training.metrics import read_metrics
 from wam_jax.training.restore import Trained, load_trained
@@ -227,7 +228,7 @@ def _run_arm(
         found = [evaluate_robustness(task, trained, settings, mesh).by_axis for task in tasks]
         changed = {axis: np.concatenate([axes[axis] for axes in found]) for axis in found[0]}
     if measure.grounding:
-        metrics |= mean_grounding([ground(trained, task, settings.grounding_scenes) for task in tasks])
+        metrics |= _grounding(trained, tasks, settings)
     kept = {axis: outcomes.tolist() for axis, outcomes in changed.items()}
     outcomes = {
         "config": asked,
@@ -240,6 +241,15 @@ def _run_arm(
     path.write_text(json.dumps(outcomes) + "\n")
     console.log(f"{directory}: {Rate(int(success.sum()), success.size)}")
     return ArmRun(success, changed, metrics)
+
+
+def _grounding(trained: Trained, tasks: Sequence[TaskText], settings: EvaluationConfig) -> dict[str, float]:
+    """What actions look at and depend on, as demonstrations look, and as none of them did."""
+    found = mean_grounding([ground(trained, task, settings.grounding_scenes) for task in tasks])
+    for axis in unseen_axes([(task.name, task.shapes) for task in tasks]):
+        changed = mean_grounding([ground(trained, task, settings.grounding_scenes, axis=axis) for task in tasks])
+        found |= {f"{name}, unseen {axis}": value for name, value in changed.items()}
+    return found
 
 
 def _posttrain(

@@ -92,9 +92,16 @@ def test_axes_and_strengths_are_those_that_are_asked_for():
     assert {axis for axis, _ in conditions("pick_lift", ((0,), (0, 1), (1,)))} == {NOMINAL, *AXES}
     with pytest.raises(ValueError, match=r"robustness axis 'wind' is unknown.*camera.*wording, shape, combination"):
         conditions("pick_lift", (), ("wind",))
+    with pytest.raises(ValueError, match=r"axis 'combination': pick_lift has none that its demonstrations"):
+        conditions("pick_lift", (), ("combination",))
     for strength in (0, 1.5):
         with pytest.raises(ValueError, match=rf"robustness strength {strength} is not in \(0, 1\]"):
             conditions("pick_lift", (), (), (strength,))
+
+
+def test_unseen_looks_are_those_that_every_task_has():
+    assert robustness.unseen_axes([("pick_lift", ()), ("reach", ())]) == ["color", "shape"]
+    assert robustness.unseen_axes([("pick_lift", ((0,), (0, 1), (1,)))]) == ["color", "shape", "combination"]
 
 
 def test_only_episodes_whose_named_objects_look_unseen_count_as_that():

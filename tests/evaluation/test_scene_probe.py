@@ -54,3 +54,12 @@ def test_scenes_are_moments_of_the_experts_episodes():
     assert found.masks[:, 1].any((1, 2, 3)).mean() > 0.9  # the object is seen, but for behind the hand
     again = draw_scenes("pick_lift", 16, 24, seed=3)
     np.testing.assert_array_equal(found.images, again.images)
+    other = draw_scenes("pick_lift", 16, 24, seed=3, axis="color")  # the same moments, in other colours
+    np.testing.assert_array_equal(other.masks, found.masks)
+    np.testing.assert_array_equal(other.positions, found.positions)
+    assert (other.images != found.images).any((1, 2, 3, 4)).all()
+    seen = ((0,), (0, 1), (1,))  # green objects had every shape that any had
+    unseen = draw_scenes("pick_lift", 16, 24, seed=3, shapes=seen, axis="combination")
+    assert 0 < len(unseen.images) < 24
+    with pytest.raises(ValueError, match="axis 'wording' changes nothing that is seen"):
+        draw_scenes("pick_lift", 16, 24, seed=3, axis="wording")

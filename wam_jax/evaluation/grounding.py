@@ -296,7 +296,7 @@ def _sensitivity(
 ) -> dict[str, Sensitivity]:
     """By kind of intervention."""
     # A picture without a mask, or with nothing else, has no two sides to compare.
-    by_camera = inside.reshape(len(inside), cameras, -1)
+    by_camera: np.ndarray = inside.reshape(len(inside), cameras, -1)
     two_sides = by_camera.any(2) & ~by_camera.all(2)
     sided = two_sides.any(1)
     rng = np.random.default_rng(seed)
@@ -306,13 +306,15 @@ def _sensitivity(
         mine, theirs = matched(inside, rng, cameras, spare=kind == "swap")
         # Background is swapped for other background, so that nothing of the mask comes into play.
         spare = ~inside & ~theirs
-        changes = [intervention(kind, *sides, rng, cameras) for sides in ((mine, ~inside), (theirs, spare))]
+        sides = (mine, ~inside), (theirs, spare)
+        changes = [intervention(kind, chosen, other, rng, cameras) for chosen, other in sides]
         moved[kind].append(np.stack([_distance(act(Lens(change=jnp.asarray(change)))[0], plain) for change in changes]))
     found = {kind: np.mean(rows, 0)[:, sided] for kind, rows in moved.items()}
     for kind in token_kinds:
         name = f"{kind}, token by token"
-        single = heat(act, *inside.shape[::-1], kind, f"{label}: {name}", ~inside, cameras).reshape(by_camera.shape)
-        means = [_mean(_mean(single, side), two_sides) for side in (by_camera, ~by_camera)]
+        single = heat(act, inside.shape[1], len(inside), kind, f"{label}: {name}", ~inside, cameras)
+        parts = single.reshape(by_camera.shape)
+        means = [_mean(_mean(parts, side), two_sides) for side in (by_camera, ~by_camera)]
         found[name] = np.stack(means)[:, sided]
     return {kind: Sensitivity(inside=mine, outside=theirs, floor=floor) for kind, (mine, theirs) in found.items()}
 

@@ -92,16 +92,8 @@ _GRADED: dict[str, Change] = {
     "camera": _camera, "robot": _robot, "light": _light, "background": _background, "noise": _noise,
     "layout": _layout, "color": _color,
 }  # fmt: skip
-_LOOKS = ("shape", "combination")  # unseen ones, which have one strength
-AXES = (*_GRADED, "wording", *_LOOKS)
-
-
-def check_axes(axes: Sequence[str], strengths: Sequence[float]) -> None:
-    """Raises ValueError for an unknown axis, or a strength outside (0, 1]."""
-    if unknown := [axis for axis in axes if axis not in AXES]:
-        raise ValueError(f"robustness axis {unknown[0]!r} is unknown (has: {', '.join(AXES)})")
-    if wrong := [strength for strength in strengths if not 0 < strength <= 1]:
-        raise ValueError(f"robustness strength {wrong[0]} is not in (0, 1]; 1 is the strongest")
+LOOKS = ("shape", "combination")  # unseen ones, which have one strength
+AXES = (*_GRADED, "wording", *LOOKS)
 
 
 def conditions(
@@ -115,27 +107,40 @@ def conditions(
       axes, strengths: see ``EvaluationConfig``.
 
     Raises:
-      ValueError: an axis is unknown, or a strength outside (0, 1].
+      ValueError: an axis is unknown, a strength outside (0, 1], or demonstrations had all that an axis could show.
     """
-    check_axes(axes, strengths)
+    if unknown := [axis for axis in axes if axis not in AXES]:
+        raise ValueError(f"robustness axis {unknown[0]!r} is unknown (has: {', '.join(AXES)})")
+    if wrong := [strength for strength in strengths if not 0 < strength <= 1]:
+        raise ValueError(f"robustness strength {wrong[0]} is not in (0, 1]; 1 is the strongest")
     found: dict[tuple[str, float], Change | int] = {(NOMINAL, 0.0): lambda count, strength, rng: {}}
     for name, change in _GRADED.items():
         found.update({(name, strength): change for strength in strengths})
     number = len(wordings(task)) - 1
     found.update({("wording", (i + 1) / number): i + 1 for i in range(number)})
     seen = _seen_shapes(task, shapes)
-    for axis in _LOOKS:
+    for axis in LOOKS:
         unseen = _unseen_shapes(axis, seen)
         if any(unseen):
             found[(axis, 1.0)] = _shaped([other or own for other, own in zip(unseen, seen, strict=True)])
+        elif axis in axes:
+            raise ValueError(
+                f"robustness axis {axis!r}: {task} has none that its demonstrations did not show; hold some out in "
+                "demos.object_shapes, or leave the axis away"
+            )
     return {name: change for name, change in found.items() if not axes or name[0] in (NOMINAL, *axes)}
+
+
+def unseen_axes(tasks: Sequence[tuple[str, Sequence[Sequence[int]]]]) -> list[str]:
+    """Axes of looks that no demonstration had, as far as all tasks have such; tasks with their shapes."""
+    return ["color", *(a for a in LOOKS if all(any(_unseen_shapes(a, _seen_shapes(*task))) for task in tasks))]
 
 
 def counted(
     axis: str, task: str, shapes: Sequence[Sequence[int]], instructions: Int[np.ndarray, "N"]
 ) -> Bool[np.ndarray, "N"]:
     """Which episodes an axis judges: all; of unseen looks, those in which all objects that are named have one."""
-    if axis not in _LOOKS:
+    if axis not in LOOKS:
         return np.ones(len(instructions), bool)
     unseen = dict(zip(OBJECT_COLORS, _unseen_shapes(axis, _seen_shapes(task, shapes)), strict=True))
     judged = [all(unseen[word] for word in text.split() if word in unseen) for text in instruction_text(task)]

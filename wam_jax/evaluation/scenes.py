@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from wam_jax import console
+from wam_jax.evaluation.robustness import changed, conditions, counted
 from wam_jax.sim import compilation
-from wam_jax.sim.demonstrations import reset_in_shapes
 from wam_jax.sim.scene import CAMERA_NAMES
 from wam_jax.sim.tabletop import Tabletop
+from wam_jax.sim.variation import Variation, in_shapes, neutral
 
 _BATCH = 128
 _HELD_HEIGHT, _HELD_DISTANCE = 0.02, 0.05  # metres: above where it lay, and from the gripper
@@ -51,13 +52,28 @@ def draw_scenes(
     seed: int,
     shapes: tuple[tuple[int, ...], ...] = (),
     cameras: tuple[str, ...] = CAMERA_NAMES,
+    axis: str = "",
 ) -> Scenes:
-    """One random moment of each of ``count`` episodes; ``shapes`` as in ``demonstrations.generate``."""
-    env = Tabletop(task, image_size=image_size, varied=bool(shapes), cameras=cameras)
+    """One random moment of each of ``count`` episodes; ``shapes`` as in ``demonstrations.generate``.
 
-    def run(key: Array, times: Array):
-        keys = jax.random.split(key, len(times))
-        states = reset_in_shapes(env, keys, jax.random.fold_in(key, 1), shapes)
+    ``axis``: of ``robustness.conditions``, whose strongest change the scenes show. Of unseen looks there are fewer
+    scenes: those whose named objects look so.
+
+    Raises:
+      ValueError: the axis changes nothing that is seen, or see ``conditions``.
+    """
+    if axis == "wording":
+        raise ValueError(f"axis {axis!r} changes nothing that is seen")
+    env = Tabletop(task, image_size=image_size, varied=bool(shapes or axis), cameras=cameras)
+
+    def looks(key: Array, batch: int) -> Variation:
+        usual = in_shapes(jax.random.fold_in(key, 1), shapes, _BATCH) if shapes else neutral(_BATCH)
+        if not axis:
+            return usual
+        return changed(usual, conditions(task, shapes, (axis,), (1.0,))[axis, 1.0], (axis, 1.0), _BATCH, seed + batch)
+
+    def run(key: Array, times: Array, variation: Variation):
+        states = jax.vmap(env.reset)(jax.random.split(key, len(times)), variation)
         resting = jax.vmap(env.facts)(states).objects[..., 2]
 
         def step(states, _):
@@ -81,5 +97,8 @@ def draw_scenes(
     rng, parts = np.random.default_rng(seed), []
     for batch in console.progress(range(-(-count // _BATCH)), f"scenes of {task}"):
         key = jax.random.fold_in(jax.random.key(seed), batch)
-        parts.append(jax.tree.map(np.asarray, run(key, jnp.asarray(rng.integers(env.episode_steps, size=_BATCH)))))
-    return Scenes(*(np.concatenate(column)[:count] for column in zip(*parts, strict=True)))
+        times = jnp.asarray(rng.integers(env.episode_steps, size=_BATCH))
+        parts.append(jax.tree.map(np.asarray, run(key, times, looks(key, batch))))
+    found = Scenes(*(np.concatenate(column)[:count] for column in zip(*parts, strict=True)))
+    rows = counted(axis, task, shapes, found.instruction)
+    return Scenes(*(column[rows] for column in found))
