@@ -18,13 +18,15 @@ def get_config() -> ConfigDict:
     config.demos.episodes = (400, 400)
     config.demos.directory = "runs/agra_data"
     config.demos.object_shapes = ConfigDict({"red": ("cube", "cylinder"), "green": ("cube",), "blue": ("cylinder",)})
+    config.data.frame_steps = (0, 6, 12)
     config.alignment.variant = "action_condition"
-    config.alignment.teacher_size = (128, 128)  # 8 x 8 features, as many as latents
+    config.alignment.teacher_size = (128, 128)  # 8 x 8 features; a token covers four
     config.model.name = "agra"
     config.model.options = ConfigDict(
         {
             "noise": "logit_normal",
             "action_draws": 4,
+            "action_layers": 3,  # each reads one of the video's three
             "video_batch_share": 0.25,
             "video_loss_weight": 0.3,
             "context_noise": 0.05,

@@ -12,7 +12,7 @@ from launch.config import ConfigError
 from launch.data import Data, latents_folder
 from wam_jax.encoders import registry
 from wam_jax.encoders.frozen import FrozenEncoder
-from wam_jax.objectives.hidden_alignment import video_stream
+from wam_jax.objectives.hidden_alignment import AlignmentConfig, video_stream
 from wam_jax.wam.spec import Spec
 
 # The pass whose tokens are aligned, by variant.
@@ -30,6 +30,26 @@ def aligned_pass(config: ConfigDict) -> str | None:
     if variant not in VARIANTS:
         raise ConfigError(f"config.alignment.variant={variant!r} is unknown (has: {', '.join(VARIANTS)})")
     return VARIANTS[variant]
+
+
+def check_alignment(config: ConfigDict, spec: Spec, starts: bool) -> None:
+    """Finds what is wrong with ``config.alignment`` of a system; ``starts``: a start is known, or will be.
+
+    Raises:
+      ConfigError, ValueError: naming the field.
+      KeyError, AssetMissing: the teacher is unknown, or its weights are not here.
+    """
+    part, on = config.alignment, aligned_pass(config)
+    if part.variant == "frozen":
+        unfrozen_patterns(spec)
+        if not (config.init or starts):
+            raise ConfigError(
+                "config.alignment.variant='frozen' would freeze the video expert at its random start; set config.init "
+                "to a run of it"
+            )
+    if on is not None:
+        AlignmentConfig(part.weight, on, tuple(part.layers), part.projector, 1).layers_of(spec)
+        registry.find(part.teacher)
 
 
 def unfrozen_patterns(spec: Spec) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from launch.alignment import unfrozen_patterns
+from launch.alignment import check_alignment, unfrozen_patterns
 from launch.config import ConfigError, to_plain
 from launch.data import Data
 from launch.memory import Remedy
@@ -30,12 +30,14 @@ from wam_jax.weights.wan import WanTransformer
 from wam_jax.zoo import make_spec
 
 
-def check_start(config: ConfigDict, directory: Path) -> None:
-    """Finds what is wrong with ``config.init`` and ``config.model`` before any work is done in ``directory``.
+def check_start(config: ConfigDict, directory: Path, starts: bool = False) -> None:
+    """Finds what is wrong with ``config.init``, ``model`` and ``alignment`` before any work is done in ``directory``.
+
+    ``starts``: ``config.init`` is filled in later.
 
     Raises:
       ConfigError: no system is named, and what training starts from does not tell it.
-      ValueError: the system, its size or one of its options is unknown.
+      ValueError: the system, its size or one of its options is unknown; or a layer or projector of the alignment.
       AssetMissing, FileNotFoundError: ``config.init`` is not here.
     """
     if is_run(directory):  # it goes on with what it has
@@ -46,7 +48,7 @@ def check_start(config: ConfigDict, directory: Path) -> None:
             "config.model.name is empty, which means: that of the run in config.init; name a run there, or a system"
         )
     model = described_model(config, open_run(Path(config.init)) if config.init and is_run(Path(config.init)) else None)
-    make_spec(model["name"], model["size"], **model["options"])
+    check_alignment(config, make_spec(model["name"], model["size"], **model["options"]), starts)
 
 
 def described_model(config: ConfigDict, init: Run | None) -> dict[str, Any]:

@@ -47,7 +47,14 @@ from wam_jax.evaluation.robustness import evaluate_robustness, unseen_axes
 from wam_jax.evaluation.scene_probe import probe_tokenizer
 from wam_jax.evaluation.scenes import draw_scenes
 from wam_jax.evaluation.statistics import Rate, mean_share
-from wam_jax.evaluation.study import arm_result, bootstrap_difference, metric_table, study_rows
+from wam_jax.evaluation.study import (
+    arm_result,
+    bootstrap_difference,
+    metric_differences,
+    metric_table,
+    study_rows,
+    task_rows,
+)
 from wam_jax.evaluation.study_metrics import heldout_metrics
 from wam_jax.evaluation.success import EvaluationConfig, TaskText, policy_outcomes
 from wam_jax.posttraining.restore import load_policy
@@ -74,7 +81,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     _check_pairs(study)
     workdir = args.workdir or Path("runs/studies") / Path(args.config).stem
     for name, arm in arms.items():
-        check_start(arm, workdir)
+        check_start(arm, workdir, starts="before" in study.arms[name])
+        if (before := before_config(study, name)) is not None:
+            check_start(before, workdir)
         if arm.posttrain.method not in ("", BASE):
             check_posttrain(arm, starts="before" in study.arms[name])
     mesh = devices.start(study.base)
@@ -292,15 +301,16 @@ def _report(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path,
     (workdir / "success.png").write_bytes(figure)
     report.add_image("", figure)
     if len(tasks := list(study.base.demos.tasks)) > 1:
-        by_task = [
-            (name, *(str(Rate(int(part.sum()), part.size)) for part in np.split(rows, len(tasks), 1)))
-            for name, rows in results.items()
-        ]
+        by_task, differences_by_task = task_rows(results, study.compare, len(tasks))
         report.add_table("By task", ("arm", *tasks), by_task)
+        report.add_table("", ("difference", *tasks), differences_by_task)
         console.table("By task", ("arm", *tasks), by_task)
     report.add_table("Differences on the same episodes", DIFFERENCE_COLUMNS, differences)
     axes = _add_changed(report, study, finished, workdir)
     report.add_table("Also measured (mean over seeds, and their standard deviation)", columns, measured)
+    pairs = [f"{a} - {b}" for a, b in study.compare]
+    gaps = metric_differences(metrics, study.compare)
+    report.add_table("Differences of these (mean over seeds, and in how many above zero)", ("", *pairs), gaps)
     report.add_figures(environment(), "Environment")
     summary: dict[str, Any] = {
         "arms": {name: arm_result(rows).as_dict() for name, rows in results.items()},

@@ -16,5 +16,6 @@ def get_config() -> ConfigDict:
     config.init = "runs/repwam/pretrain"
     config.data.split = "train[:80]"
     config.model.name = ""
+    config.train.optimizer.steps = 1000
     config.model.options.update({"latent_actions": False, "robot_actions": True})
     return config

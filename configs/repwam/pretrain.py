@@ -15,5 +15,6 @@ def get_config() -> ConfigDict:
     config.data.split, config.data.unlabelled = "train[:80]", "train[80:]"
     config.tokenizer.init = "runs/repwam/tokenizer"
     config.latent_action.init = "runs/repwam/latent_action"
+    config.train.optimizer.steps = 1000
     config.model.options.update({"latent_actions": True, "robot_actions": False})
     return config

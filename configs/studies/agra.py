@@ -3,7 +3,7 @@
     wam study configs/studies/agra.py
 
 The five variants of AGRA (arXiv 2606.12217), which finds the action-condition pass best, most of all on unseen
-combinations. All arms start from the same training on video alone ("before"), as the paper's do from a video model.
+combinations: the first comparison is that with "none", on success; all others are looks beside it. All arms start from the same training on video alone ("before"), as the paper's do from a video model.
 Both passes read the same tokens of the present, so the variants differ in the future frame's alone. In all arms the
 future is denoised, and where it is aligned, aligned, on all of the batch.
 """
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import agra
 
-VIDEO_STEPS = 500
+VIDEO_STEPS = 1000
 
 
 def get_config() -> ConfigDict:
@@ -21,8 +21,10 @@ def get_config() -> ConfigDict:
     config.base.alignment.variant = "none"
     config.base.model.options.video_batch_share = 1.0
     config.base.evaluation.films = 0
-    config.base.evaluation.episodes = 48  # of each task, at each seed
-    config.base.evaluation.robustness_episodes = 12
+    config.base.train.optimizer.steps = 1000
+    config.base.evaluation.episodes = 64  # of each task, at each seed
+    config.base.evaluation.robustness_episodes = 24
+    config.base.evaluation.robustness_strengths = (2 / 3,)
     config.base.evaluation.seed = 3000  # not that on which the training was tuned
     config.seeds = (0, 1, 2)
     config.grounding = config.robustness = True

@@ -46,5 +46,12 @@ def get_config() -> ConfigDict:
         },
         allow_dotted_keys=True,
     )
-    config.compare = (("two_stage", "video"), ("two_stage", "joint"), ("joint", "video"), ("video", "demonstrations"))
+    config.compare = (
+        ("two_stage", "joint"),
+        ("two_stage", "video"),
+        ("joint", "video"),
+        ("two_stage", "demonstrations"),
+        ("joint", "demonstrations"),
+        ("video", "demonstrations"),
+    )
     return config

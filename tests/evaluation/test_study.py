@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from wam_jax.evaluation.heldout import Heldout
-from wam_jax.evaluation.study import arm_result, bootstrap_difference, metric_table, study_rows
+from wam_jax.evaluation.study import (
+    arm_result,
+    bootstrap_difference,
+    metric_differences,
+    metric_table,
+    study_rows,
+    task_rows,
+)
 from wam_jax.evaluation.study_metrics import heldout_metrics
 
 
@@ -62,6 +69,21 @@ def test_tables():
 def test_metrics_are_a_row_each_with_their_spread_over_seeds():
     table = metric_table({"a": [{"psnr": 20.0, "ols": 1.0}, {"psnr": 22.0, "ols": 1.0}], "b": [{"psnr": 30.0}]})
     assert table == [("psnr", "21 ± 1.4", "30"), ("ols", "1 ± 0", "–")]
+
+
+def test_differences_of_metrics_are_between_runs_of_the_same_seed():
+    a, b = [{"psnr": 20.0, "p": 1.0}, {"psnr": 22.0, "p": 1.0}], [{"psnr": 19.0, "p": 1.0}, {"psnr": 23.5, "p": 1.0}]
+    assert metric_differences({"a": a, "b": b}, [("a", "b")]) == [("psnr", "-0.25 (1 of 2 up)")]
+    one = [{}, {"psnr": 23.5}]
+    assert metric_differences({"a": a, "b": one}, [("a", "b")]) == [("psnr", "-1.5 (0 of 1 up)")]
+    assert metric_table({"a": a, "b": one})[0] == ("psnr", "21 ± 1.4", "23.5 (1 of 2)")
+
+
+def test_tasks_have_columns_of_their_own():
+    outcomes = {"a": np.array([[True, True, False, False]] * 2), "b": np.zeros((2, 4), bool)}
+    arms, differences = task_rows(outcomes, [("a", "b")], 2)
+    assert [cell.split()[0] for cell in arms[0]] == ["a", "1.00", ".00"]
+    assert differences == [("a - b", "+1.00 [+1.00, +1.00]", "+.00 [+.00, +.00]")]
 
 
 def test_pictures_are_compared_at_the_moments_that_frames_end_in():

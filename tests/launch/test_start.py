@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from configs import common
+from configs import agra, common
 from data_pipelines.transforms import ActionCodec, Affine
 from launch.config import ConfigError
 from launch.start import check_start, open_source, trained_patterns, with_normalisation_of
@@ -96,6 +96,29 @@ def test_a_model_that_cannot_be_is_refused_before_any_work(tmp_path, field, valu
     config.model[field] = value
     with pytest.raises(ValueError, match=message):
         check_start(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variant": "aligned"}, r"config.alignment.variant='aligned' is unknown \(has: none, frozen, shared"),
+        ({"variant": "video", "layers": (3,)}, "alignment.layers has 3; agra has layers 0 to 2"),
+        ({"variant": "video", "projector": "cnn"}, r"alignment.projector 'cnn' is unknown \(has: linear, mlp, conv\)"),
+        ({"variant": "video", "teacher": "resnet"}, r"encoder 'resnet' is unknown \(has: dinov2_small"),
+        ({"variant": "video", "teacher": "dinov2_base"}, "asset 'dinov2_base' is not on this machine; get it with"),
+        ({"variant": "frozen"}, "would freeze the video expert at its random start; set config.init to a run of it"),
+    ],
+)
+def test_an_alignment_that_cannot_be_is_refused_before_any_work(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("WAM_ASSETS", raising=False)
+    config = agra.get_config()
+    check_start(config, tmp_path)
+    config.alignment.update(changes)
+    with pytest.raises((ValueError, KeyError, AssetMissing), match=message):
+        check_start(config, tmp_path)
+    if config.alignment.variant == "frozen":
+        check_start(config, tmp_path, starts=True)
 
 
 def test_frozen_trains_all_but_the_videos_expert(tiny):

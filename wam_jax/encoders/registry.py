@@ -61,12 +61,22 @@ def load(name: str, dtype: DTypeLike = jnp.bfloat16, path: str | Path | None = N
       assets.AssetMissing, assets.AssetCorrupt: the weights are not here, or not the registered ones.
       UnreadableWeights, WeightsMismatch: the file is not a checkpoint of this encoder.
     """
+    entry = _entry(name)
+    return entry.frozen(entry.config, open_weights(path or find(name)), dtype)
+
+
+def find(name: str) -> Path:
+    """Where the weights of an encoder are; raises as ``load`` does without a path."""
+    entry = _entry(name)
+    if entry.asset not in assets.ASSETS:
+        raise KeyError(f"the weights of encoder {name!r} are no registered asset; give their path")
+    return assets.find(entry.asset)["weights"]
+
+
+def _entry(name: str) -> Entry:
     if name not in ENCODERS:
         raise KeyError(f"encoder {name!r} is unknown (has: {', '.join(ENCODERS)})")
-    entry = ENCODERS[name]
-    if path is None and entry.asset not in assets.ASSETS:
-        raise KeyError(f"the weights of encoder {name!r} are no registered asset; give their path")
-    return entry.frozen(entry.config, open_weights(path or assets.find(entry.asset)["weights"]), dtype)
+    return ENCODERS[name]
 
 
 def text_encoder(name: str) -> TextEncoder:

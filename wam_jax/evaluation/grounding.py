@@ -296,8 +296,8 @@ def _sensitivity(
 ) -> dict[str, Sensitivity]:
     """By kind of intervention."""
     # A picture without a mask, or with nothing else, has no two sides to compare.
-    by_camera: np.ndarray = inside.reshape(len(inside), cameras, -1)
-    two_sides = by_camera.any(2) & ~by_camera.all(2)
+    by_camera = inside.reshape(len(inside), cameras, -1)
+    two_sides = np.logical_and(by_camera.any(2), np.logical_not(by_camera.all(2)))
     sided = two_sides.any(1)
     rng = np.random.default_rng(seed)
     todo = [(kind, draw) for kind in KINDS for draw in range(_DRAWS)]
@@ -314,7 +314,7 @@ def _sensitivity(
         name = f"{kind}, token by token"
         single = heat(act, inside.shape[1], len(inside), kind, f"{label}: {name}", ~inside, cameras)
         parts = single.reshape(by_camera.shape)
-        means = [_mean(_mean(parts, side), two_sides) for side in (by_camera, ~by_camera)]
+        means = [_mean(_mean(parts, side), two_sides) for side in (by_camera, np.logical_not(by_camera))]
         found[name] = np.stack(means)[:, sided]
     return {kind: Sensitivity(inside=mine, outside=theirs, floor=floor) for kind, (mine, theirs) in found.items()}
 

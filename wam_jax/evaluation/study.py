@@ -53,16 +53,39 @@ def bootstrap_difference(a: Shares, b: Shares, draws: int = 10_000, seed: int = 
 
 
 def metric_table(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> list[tuple[str, ...]]:
-    """One row a metric, one column an arm: mean and standard deviation over seeds."""
-    names = dict.fromkeys(name for runs in metrics.values() for run in runs for name in run)
+    """One row a metric, one column an arm: mean and standard deviation over seeds, and how many where some lack it."""
 
-    def cell(values: list[float]) -> str:
+    def cell(values: list[float], seeds: int) -> str:
         if not values:
             return "–"
         spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
-        return f"{np.mean(values):.4g}{spread}"
+        return f"{np.mean(values):.4g}{spread}{f' ({len(values)} of {seeds})' if len(values) < seeds else ''}"
 
-    return [(name, *(cell([run[name] for run in runs if name in run]) for runs in metrics.values())) for name in names]
+    def row(name: str) -> tuple[str, ...]:
+        return name, *(cell([run[name] for run in runs if name in run], len(runs)) for runs in metrics.values())
+
+    return [row(name) for name in _names(metrics)]
+
+
+def metric_differences(
+    metrics: Mapping[str, Sequence[Mapping[str, float]]], compare: Sequence[tuple[str, str]]
+) -> list[tuple[str, ...]]:
+    """One row a metric, one column a pair of arms: the mean difference over seeds that have both, and how many of them
+    it is above zero in. No row where no seed differs."""
+
+    def gaps(name: str, first: str, second: str) -> list[float]:
+        pairs = zip(metrics[first], metrics[second], strict=True)
+        return [a[name] - b[name] for a, b in pairs if name in a and name in b]
+
+    def cell(values: list[float]) -> str:
+        return f"{np.mean(values):+.3g} ({sum(v > 0 for v in values)} of {len(values)} up)" if values else "–"
+
+    found = {name: [gaps(name, *pair) for pair in compare] for name in _names(metrics)}
+    return [(name, *map(cell, columns)) for name, columns in found.items() if any(any(values) for values in columns)]
+
+
+def _names(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
+    return list(dict.fromkeys(name for runs in metrics.values() for run in runs for name in run))
 
 
 def study_rows(
@@ -77,4 +100,17 @@ def study_rows(
     for first, second in compare:
         found = bootstrap_difference(outcomes[first], outcomes[second])
         differences.append((f"{first} - {second}", str(found), "yes" if found.significant else "no"))
+    return arms, differences
+
+
+def task_rows(
+    outcomes: Mapping[str, Outcomes], compare: Sequence[tuple[str, str]], tasks: int
+) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """Two tables with a column a task: success by arm, and differences. Episodes are those of task after task."""
+    parts = {name: np.split(rows, tasks, 1) for name, rows in outcomes.items()}
+    arms = [(name, *(str(arm_result(part).pooled) for part in own)) for name, own in parts.items()]
+    differences = [
+        (f"{a} - {b}", *(str(bootstrap_difference(x, y)) for x, y in zip(parts[a], parts[b], strict=True)))
+        for a, b in compare
+    ]
     return arms, differences
