@@ -3,9 +3,10 @@
     wam study configs/studies/agra.py
 
 The five variants of AGRA (arXiv 2606.12217), which finds the action-condition pass best, most of all on unseen
-combinations: the first comparison is that with "none", on success; all others are looks beside it. All arms start from the same training on video alone ("before"), as the paper's do from a video model.
-Both passes read the same tokens of the present, so the variants differ in the future frame's alone. In all arms the
-future is denoised, and where it is aligned, aligned, on all of the batch.
+combinations. What is asked is whether it succeeds more often than "none"; all else is looked at beside that. All arms
+start from the same training on video alone ("before"), as the paper's do from a video model. Both passes read the same
+tokens of the present, so the variants differ in the two future frames alone. In all arms the future is denoised, and
+where it is aligned, aligned, on all of the batch.
 """
 
 from ml_collections import ConfigDict
@@ -36,6 +37,6 @@ def get_config() -> ConfigDict:
         },
         allow_dotted_keys=True,
     )
-    others = ("frozen", "none", "shared", "video")
+    others = ("none", "frozen", "shared", "video")
     config.compare = tuple(("action_condition", other) for other in others)
     return config
