@@ -69,7 +69,7 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
     numbers, base = config.posttrain, work.base
     episodes = episodes_of(work.task, EvaluationConfig(episodes=numbers.trajectories, seed=numbers.seed))
     keys = np.asarray(jax.random.key_data(episodes.keys))
-    video = _read(work, lambda adapters, latents: adapters.of_video(latents))
+    video = _read(config, work, lambda adapters, latents: adapters.of_video(latents))
     looks = jax.tree.map(np.asarray, episodes.looks)
 
     def take(rows: Any) -> Starts:
@@ -133,7 +133,7 @@ def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None
         raise ConfigError(f"config.data.frame_steps and action_horizon are not those of {config.init}; set them so")
     encode = jax.jit(lambda tokenizer, images: tokenizer.start(images)[0])
     latents = [np.asarray(encode(tokenizer, images)) for images in np.swapaxes(work.imagined.pictures, 0, 1)]
-    actions = _read(work, lambda adapters, x: adapters.decode(adapters.of_video(x)))
+    actions = _read(config, work, lambda adapters, x: adapters.decode(adapters.of_video(x)))
     guessed = PseudoDemonstrations(
         latents=np.stack(latents, 1),
         actions=np.asarray(work.data.codec.decode(actions)),
@@ -172,13 +172,14 @@ def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None
     run_job(config, data, directory, job)
 
 
-def _read(work: Work, read: Callable[[Adapters, Array], Array]) -> Float[np.ndarray, "K ..."]:
+def _read(config: ConfigDict, work: Work, read: Callable[[Adapters, Array], Array]) -> Float[np.ndarray, "K ..."]:
     """What ``read`` makes of the adapters and the world model's latents of all that was imagined."""
+    decoded = config.posttrain.imagination == "world"
 
     def run(tokenizer: Tokenizer, params: Params, images: jax.Array):
-        # The start is a picture as it is, the others were decoded: what that costs is no motion.
-        start = tokenizer.decode(tokenizer.start(images[:, 0])[0][:, None])
-        images = jnp.concatenate([start, images[:, 1:]], 1)
+        if decoded:  # but for the start, which is a picture as it is: what decoding costs is no motion
+            start = tokenizer.decode(tokenizer.start(images[:, 0])[0][:, None])
+            images = jnp.concatenate([start, images[:, 1:]], 1)
         return read(work.adapters.bind(params), tokenizer.encode(images))
 
     jitted, pictures = jax.jit(run), work.imagined.pictures

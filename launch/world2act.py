@@ -26,6 +26,7 @@ from launch.imagine import imagine, picture_steps, skills_of_expert
 from launch.job import Job, run_job
 from launch.tokenizers import encode_dataset, tokenizer_key, with_images_for
 from wam_jax import console
+from wam_jax.alone import alone_in
 from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, task_env
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import imagining_mode
@@ -200,6 +201,10 @@ def _schedule(config: ConfigDict, env: Tabletop, world: Trained) -> tuple[tuple[
     skills = len(skill_text(task))
     if numbers.skills and not skills:
         raise ConfigError(f"config.posttrain.skills: {task} is one skill; set it to False")
+    learned = bool(world.meta["config"]["data"].get("skills", {}).get("cut"))
+    if skills and numbers.imagination == "world" and learned != numbers.skills:
+        what = "single skills" if learned else "whole demonstrations"
+        raise ConfigError(f"the world model learned from {what}; set config.posttrain.skills={learned}")
     if counts := tuple(numbers.windows):
         if len(counts) != (skills if numbers.skills else 1):
             raise ConfigError(f"config.posttrain.windows={counts}: give {skills if numbers.skills else 1} numbers")
@@ -297,9 +302,17 @@ def imagine_starts(
     asked = [*decides, told, windows, task.name, task.shapes]
     key = hashlib.sha256(json.dumps([fingerprint(world), *asked]).encode()).hexdigest()
     path = directory / f"imagined_{key[:12]}.npz"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as saved:
-            return Imagined(*(saved[name] for name in Imagined._fields))
+    with alone_in(path.with_suffix("")):
+        if not path.exists():
+            _write_imagined(path, _imagine_starts(config, world, task, env, told, windows))
+    with np.load(path, allow_pickle=False) as saved:
+        return Imagined(*(saved[name] for name in Imagined._fields))
+
+
+def _imagine_starts(
+    config: ConfigDict, world: Trained, task: TaskText, env: Tabletop, told: tuple[int, ...] | None, windows: int
+) -> Imagined:
+    numbers = config.posttrain
     episodes = episodes_of(task, EvaluationConfig(episodes=numbers.trajectories, seed=numbers.seed))
     batches = console.progress(range(0, numbers.trajectories, numbers.batch_size), "imagine")
     if numbers.imagination == "expert":
@@ -309,12 +322,14 @@ def imagine_starts(
         words = [skills[number] for number in told or [0] * windows]
         make = _imagined_videos(world, env, task.embodiment, words, numbers.seed + 2)
     found = [make(jax.tree.map(lambda x, i=i: x[i : i + numbers.batch_size], tuple(episodes)), i) for i in batches]
-    imagined = Imagined(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-    directory.mkdir(parents=True, exist_ok=True)
+    return Imagined(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def _write_imagined(path: Path, imagined: Imagined) -> None:
+    """Whole, or not at all."""
     unfinished = path.with_suffix(".unfinished.npz")
     np.savez(unfinished, **imagined._asdict())
     os.replace(unfinished, path)
-    return imagined
 
 
 def _imagined_videos(

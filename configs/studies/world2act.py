@@ -46,5 +46,6 @@ def get_config() -> ConfigDict:
         allow_dotted_keys=True,
     )
     others = ("base", "expert", "pooled", "few", "lora", "pixels", "demonstrations")
-    config.compare = (*(("residual", other) for other in others), ("pixels", "base"), ("lora", "base"))
+    from_base = ("expert", "lora", "pixels", "demonstrations")
+    config.compare = (*(("residual", other) for other in others), *((arm, "base") for arm in from_base))
     return config
