@@ -139,7 +139,17 @@ def get_config() -> ConfigDict:
         }
     )
     # Stage 1: sizes are those of posttraining/adapters.py.
-    config.posttrain.adapters = ConfigDict({"batch_size": 32, "hard_share": 0.25})
+    config.posttrain.adapters = ConfigDict(
+        {
+            "batch_size": 32,
+            "hard_share": 0.25,
+            # See posttraining/chunk_view.py: columns of proprioception in which displacements begin (empty: they are
+            # compared as they are), what a raw action of 1 moves these by, dimensions that are not compared.
+            "position": (),
+            "unit": 1.0,
+            "hidden": (),
+        }
+    )
     config.posttrain.adapters.options = ConfigDict({})
     config.posttrain.adapters.optimizer = ConfigDict({"steps": 3000, "learning_rate": 1e-3, "warmup": 100, "ema": 0.99})
     # Stage 2: sizes are those of posttraining/residual.py; config.train.lora those of LoRA.

@@ -90,7 +90,7 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
         name="post-training",
         trainer=Trainer(
             definition=definition,
-            loss=online_loss(work.env, learner, work.adapters, work.data.codec),
+            loss=online_loss(work.env, learner, work.adapters, work.data.codec, work.view),
             config=OptimizerConfig(**numbers.optimizer),
             mesh=mesh,
             seed=config.seed,
@@ -108,7 +108,7 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
     run_job(config, work.data, directory, job)
     after = load_policy(directory, mesh)
     learner = dataclasses.replace(learner, policy=after.policy)  # type: ignore[type-var]
-    run, parts = compilation.jit(whole_episodes(work.env, learner, work.adapters, work.data.codec)), []
+    run, parts = compilation.jit(whole_episodes(work.env, learner, work.adapters, work.data.codec, work.view)), []
     for start in console.progress(range(0, numbers.trajectories, numbers.batch_size), "episodes to their end"):
         rows, key = np.arange(start, start + numbers.batch_size), jax.random.fold_in(jax.random.key(config.seed), start)
         parts.append(jax.tree.map(np.asarray, run(after.params, job.frozen, take(rows), key)))
@@ -220,6 +220,7 @@ def _learner(config: ConfigDict, work: Work) -> tuple[Learner, Definition, dict[
             "adapters": dataclasses.asdict(work.adapters.bind(work.adapters.shapes()).config),
             "channels": len(work.data.windows.cameras) * work.world.params.tokenizer.config.latent_shape[-1],
             "chunks": codec.to_dict(),
+            "view": work.view.to_dict(),
             "residual": dataclasses.asdict(ResidualConfig(**to_plain(config.posttrain.residual.options))),
         }
         corrected, _, residual = define_correction(told, base)

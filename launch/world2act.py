@@ -31,6 +31,7 @@ from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, 
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import imagining_mode
 from wam_jax.posttraining.adapters import AdapterConfig, Adapters, adapter_loss, define_adapters, inverse_loss
+from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.residual import ResidualConfig
 from wam_jax.posttraining.restore import ADAPTERS, fingerprint
 from wam_jax.sharding import replicated
@@ -116,6 +117,7 @@ class Work(NamedTuple):
       told: of each window, the number of the skill that is imagined; None: the whole instruction, throughout.
       windows: of an imagination.
       data: demonstrations, cut to such sequences.
+      view: what of their actions is compared with video.
       adapters: of stage 1.
       adapter_params: theirs, after it.
       imagined: from each start.
@@ -129,6 +131,7 @@ class Work(NamedTuple):
     told: tuple[int, ...] | None
     windows: int
     data: Data
+    view: ChunkView
     adapters: Definition[Adapters]
     adapter_params: Params
     imagined: Imagined
@@ -153,9 +156,10 @@ def prepare(config: ConfigDict, mesh: Mesh, directory: Path, shared: Path | None
     data = with_images_for(world.params.tokenizer, open_data(_sequences(config, chunk, frames)))
     # Sequences start where those of stage 2 do, but for the arm's place.
     data = dataclasses.replace(data, windows=dataclasses.replace(data.windows, starts=chunk))
-    adapters, adapter_params = train_adapters(config, data, world, mesh, directory / ADAPTERS)
+    view = _view(config, data)
+    adapters, adapter_params = train_adapters(config, data, view, world, mesh, directory / ADAPTERS)
     imagined = imagine_starts(config, world, task, env, told, windows, shared or directory)
-    return Work(base, world, task, env, chunk, told, windows, data, adapters, adapter_params, imagined)
+    return Work(base, world, task, env, chunk, told, windows, data, view, adapters, adapter_params, imagined)
 
 
 def _chunk_of(world: Trained, base: Trained, config: ConfigDict) -> int:
@@ -226,8 +230,16 @@ def _sequences(config: ConfigDict, chunk: int, frames: int) -> ConfigDict:
     return found
 
 
+def _view(config: ConfigDict, data: Data) -> ChunkView:
+    """What of the actions is compared with video; inverse dynamics guesses all of them, as they are."""
+    if config.posttrain.method == "pixels":
+        return ChunkView.make(data.codec, data.proprio)
+    numbers = config.posttrain.adapters
+    return ChunkView.make(data.codec, data.proprio, tuple(numbers.position), numbers.unit, tuple(numbers.hidden))
+
+
 def train_adapters(
-    config: ConfigDict, data: Data, world: Trained, mesh: Mesh, directory: Path
+    config: ConfigDict, data: Data, view: ChunkView, world: Trained, mesh: Mesh, directory: Path
 ) -> tuple[Definition[Adapters], Params]:
     """Stage 1, on demonstrations; of the comparator, inverse dynamics with the same networks."""
     numbers, tokenizer = config.posttrain.adapters, world.params.tokenizer
@@ -236,7 +248,7 @@ def train_adapters(
     definition = define_adapters(sizes, channels, _block(data.codec), data.codec.action_size)
 
     def loss(params: Params, frozen: Tokenizers, batch: Batch, key: jax.Array, step: jax.Array):
-        return _sequence_loss(config, definition, params, frozen, batch)
+        return _sequence_loss(config, data, view, definition, params, frozen, batch)
 
     job = Job(
         name="adapters",
@@ -252,6 +264,7 @@ def train_adapters(
             "adapters": dataclasses.asdict(sizes),
             "objective": "inverse dynamics" if config.posttrain.method == "pixels" else "contrastive",
             "tokenizer": tokenizer_key(tokenizer),
+            "view": view.to_dict(),
         },
         frozen=jax.device_put(Tokenizers(tokenizer), replicated(mesh)),
         latents=encode_dataset(data, tokenizer) if config.data.precompute_latents else None,
@@ -266,12 +279,19 @@ def _block(codec: ActionCodec) -> int:
 
 
 def _sequence_loss(
-    config: ConfigDict, definition: Definition[Adapters], params: Params, frozen: Tokenizers, batch: Batch
+    config: ConfigDict,
+    data: Data,
+    view: ChunkView,
+    definition: Definition[Adapters],
+    params: Params,
+    frozen: Tokenizers,
+    batch: Batch,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     batch, latents = encode_batch(frozen, batch)
     there = jnp.asarray(batch.image_mask).any(-1)
     loss = inverse_loss if config.posttrain.method == "pixels" else adapter_loss
-    return loss(definition.bind(params), latents, jnp.asarray(batch.actions), there[:, :-1] & there[:, 1:])
+    actions = view(jnp.asarray(batch.actions), data.proprio.unnormalise(jnp.asarray(batch.proprio[:, :-1])))
+    return loss(definition.bind(params), latents, actions, there[:, :-1] & there[:, 1:])
 
 
 def heldout_sequences(config: ConfigDict, work: Work) -> dict[str, float]:
@@ -280,7 +300,11 @@ def heldout_sequences(config: ConfigDict, work: Work) -> dict[str, float]:
     here = starts.validation[0].num_episodes
     size = min(config.posttrain.adapters.batch_size, here)
     batch = starts.validation_windows(here // size * size, config.seed, 0)
-    loss = jax.jit(lambda params, frozen, batch: _sequence_loss(config, work.adapters, params, frozen, batch)[1])
+    loss = jax.jit(
+        lambda params, frozen, batch: _sequence_loss(
+            config, work.data, work.view, work.adapters, params, frozen, batch
+        )[1]
+    )
     frozen = Tokenizers(work.world.params.tokenizer)
     parts = [jax.tree.map(lambda x, i=i: x[i : i + size], batch) for i in range(0, here // size * size, size)]
     found = [loss(work.adapter_params, frozen, part) for part in parts]

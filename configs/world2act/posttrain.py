@@ -13,5 +13,8 @@ def get_config() -> ConfigDict:
     config.init = "runs/world2act/base"
     config.posttrain.method = "residual"
     config.posttrain.world = "runs/world2act/world"
+    config.posttrain.adapters.position = (3, 4, 5)  # the commanded hand's, in metres
+    config.posttrain.adapters.unit = 0.025
+    config.posttrain.adapters.hidden = (3,)  # the gripper: the residual leaves it to the base
     config.train.save_every = 100
     return config

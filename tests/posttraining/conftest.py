@@ -11,6 +11,7 @@ from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.nn.module import define
 from wam_jax.policy import Policy
 from wam_jax.posttraining.adapters import AdapterConfig, define_adapters
+from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.corrected import CorrectedParams, CorrectedPolicy
 from wam_jax.posttraining.residual import ResidualConfig, define_residual
 from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer
@@ -47,6 +48,7 @@ def corrected(system: str, horizon: int, frame_steps: tuple[int, ...], tubelet: 
         adapters=adapters,
         residual=residual,
         chunks=dataclasses.replace(codec, block=CHUNK),
+        view=ChunkView.make(codec, base.proprio, (3, 4, 5), 0.025, (3,)),
     )
     random = np.random.default_rng(0)
     leaves, tree = jax.tree.flatten(definition.shapes())

@@ -36,13 +36,13 @@ def test_a_residual_learns_to_do_what_the_video_shows(fast_wam):
     def show(key):
         informed = WamParams(policy=params, text=text, embodiment=jnp.asarray(0), misinform=jnp.asarray(False))
         states = jax.vmap(env.reset)(keys)
-        notes = roll(env, learner, informed, states, CHUNKS, policy.chunks.block, key).notes
+        seen, notes, _ = roll(env, learner, informed, states, CHUNKS, policy.chunks.block, key)
         did = jnp.swapaxes(policy.chunks.encode(notes), 0, 1).reshape(EPISODES, -1, 4)
-        return adapters.of_actions(did + more)
+        return adapters.of_actions(policy.view(did + more, jnp.swapaxes(seen.proprio, 0, 1)))
 
     video = compilation.jit(show)(jax.random.key(1))
     batch = Starts(keys=jax.random.key_data(keys), video=video)
-    loss, optimizer = online_loss(env, learner, policy.adapters, policy.chunks), optax.adam(3e-2)
+    loss, optimizer = online_loss(env, learner, policy.adapters, policy.chunks, policy.view), optax.adam(3e-2)
 
     def step(trained, state):
         key = jax.random.key(1)

@@ -10,6 +10,7 @@ from data_pipelines.transforms import ActionCodec
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import Policy, PolicyParams, PolicyState
 from wam_jax.posttraining.adapters import Adapters
+from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.residual import ResidualPolicy
 from wam_jax.types import Observation
 from wam_jax.wam.lens import Lens
@@ -31,11 +32,13 @@ class CorrectedPolicy(Policy):
     Attributes:
       adapters, residual: definitions.
       chunks: the adapters' units of actions; its ``block`` is the length of a chunk.
+      view: how the action adapter sees them.
     """
 
     adapters: Definition[Adapters]
     residual: Definition[ResidualPolicy]
     chunks: ActionCodec
+    view: ChunkView
 
     def act(
         self,
@@ -91,4 +94,5 @@ class CorrectedPolicy(Policy):
         proprio = jnp.asarray(self.proprio.normalise(observation.proprio))
         adapters = self.adapters.bind(params.adapters)
         residual = self.residual.bind(params.residual)
-        return encoded + residual(adapters, encoded, proprio, observation.images[:, -1])
+        seen = self.view(encoded, observation.proprio[:, None])
+        return encoded + residual(adapters, seen, proprio, observation.images[:, -1])

@@ -19,6 +19,7 @@ from wam_jax.nn.module import Definition, Params
 from wam_jax.objectives.contrastive import info_nce
 from wam_jax.policy import Policy, PolicyParams, PolicyState
 from wam_jax.posttraining.adapters import Adapters, all_similarities, paired
+from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.corrected import CorrectedParams, CorrectedPolicy
 from wam_jax.sim.render import Stage
 from wam_jax.sim.rollout import Actor, WamParams, observe, unroll
@@ -173,6 +174,7 @@ def online_loss(
     learner: Learner,
     adapters: Definition[Adapters],
     chunks: ActionCodec,
+    view: ChunkView,
     temperature: float | None = None,
 ) -> LossFn:
     """InfoNCE between imagined video and the actions of the same episodes; the batch is ``Starts``, frozen ``Frozen``.
@@ -186,9 +188,10 @@ def online_loss(
       learner: what is trained.
       adapters: of stage 1.
       chunks: their units of actions.
+      view: how they see them.
       temperature: of the contrastive loss; None: that of the adapters.
     """
-    meet = _meeting(env, learner, adapters, chunks)
+    meet = _meeting(env, learner, adapters, chunks, view)
 
     def loss(trained: Params, frozen: Frozen, batch: Starts, key: jax.Array, step: Array):
         params, config = learner.acting(trained, frozen), adapters.bind(frozen.adapters).config
@@ -201,7 +204,7 @@ def online_loss(
 
 
 def whole_episodes(
-    env: Tabletop, learner: Learner, adapters: Definition[Adapters], chunks: ActionCodec
+    env: Tabletop, learner: Learner, adapters: Definition[Adapters], chunks: ActionCodec, view: ChunkView
 ) -> Callable[[Any, Frozen, Starts, jax.Array], tuple[Float[Array, "N"], Float[Array, "N"]]]:
     """Of every episode, how alike what was done and what was imagined are; and whether it ended in success.
 
@@ -209,7 +212,7 @@ def whole_episodes(
     judged; compared is the time that was imagined.
     """
     assert chunks.block is not None
-    meet, count = _meeting(env, learner, adapters, chunks), -(-env.episode_steps // chunks.block)
+    meet, count = _meeting(env, learner, adapters, chunks, view), -(-env.episode_steps // chunks.block)
 
     def run(params: Any, frozen: Frozen, batch: Starts, key: jax.Array):
         config = adapters.bind(frozen.adapters).config
@@ -219,7 +222,9 @@ def whole_episodes(
     return run
 
 
-def _meeting(env: Tabletop, learner: Learner, adapters: Definition[Adapters], chunks: ActionCodec) -> Callable:
+def _meeting(
+    env: Tabletop, learner: Learner, adapters: Definition[Adapters], chunks: ActionCodec, view: ChunkView
+) -> Callable:
     """The action adapter's vectors of the time that was imagined, and success at the end of ``count`` chunks."""
     assert chunks.block is not None
     length = chunks.block
@@ -241,6 +246,7 @@ def _meeting(env: Tabletop, learner: Learner, adapters: Definition[Adapters], ch
         # wanted, so that a gripper's sign can turn.
         executed = jnp.asarray(chunks.encode(env.executed(jnp.asarray(chunks.decode(wanted)))))
         wanted = wanted + jax.lax.stop_gradient(executed - wanted)
-        return bound.of_actions(rearrange(wanted, "t n m a -> n (t m) a")), rolled.success
+        done = view(rearrange(wanted, "t n m a -> n (t m) a"), jnp.swapaxes(seen.proprio, 0, 1))
+        return bound.of_actions(done), rolled.success
 
     return meet

@@ -13,6 +13,7 @@ from data_pipelines.transforms import ActionCodec
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import Policy
 from wam_jax.posttraining.adapters import AdapterConfig, Adapters, define_adapters
+from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.corrected import CorrectedParams, CorrectedPolicy
 from wam_jax.posttraining.residual import ResidualConfig, ResidualPolicy, define_residual
 from wam_jax.sharding import placed, replicated
@@ -27,14 +28,14 @@ def define_correction(
 ) -> tuple[CorrectedPolicy, Definition[Adapters], Definition[ResidualPolicy]]:
     """The policy that a run's ``identity["correction"]`` describes, and the definitions of what corrects it."""
     chunks = ActionCodec.from_dict(identity["chunks"])
-    adapters = _adapters(identity)
+    adapters, view = _adapters(identity), ChunkView.from_dict(identity["view"])
     told = base.meta["identity"]["interface"]
     config = ResidualConfig(**_with_tuples(identity["residual"]))
     residual = define_residual(
         config, identity["adapters"]["size"], told["cameras"], told["proprio_size"], config.bounds(chunks)
     )
     shared = {field.name: getattr(base.policy, field.name) for field in dataclasses.fields(Policy)}
-    return CorrectedPolicy(**shared, adapters=adapters, residual=residual, chunks=chunks), adapters, residual
+    return CorrectedPolicy(**shared, adapters=adapters, residual=residual, chunks=chunks, view=view), adapters, residual
 
 
 def _adapters(identity: dict[str, Any]) -> Definition[Adapters]:
