@@ -290,7 +290,8 @@ def _sequence_loss(
     batch, latents = encode_batch(frozen, batch)
     there = jnp.asarray(batch.image_mask).any(-1)
     loss = inverse_loss if config.posttrain.method == "pixels" else adapter_loss
-    actions = view(jnp.asarray(batch.actions), data.proprio.unnormalise(jnp.asarray(batch.proprio[:, :-1])))
+    starts = jnp.asarray(data.proprio.unnormalise(batch.proprio[:, :-1]))
+    actions = view(jnp.asarray(batch.actions), starts)
     return loss(definition.bind(params), latents, actions, there[:, :-1] & there[:, 1:])
 
 
@@ -300,11 +301,8 @@ def heldout_sequences(config: ConfigDict, work: Work) -> dict[str, float]:
     here = starts.validation[0].num_episodes
     size = min(config.posttrain.adapters.batch_size, here)
     batch = starts.validation_windows(here // size * size, config.seed, 0)
-    loss = jax.jit(
-        lambda params, frozen, batch: _sequence_loss(
-            config, work.data, work.view, work.adapters, params, frozen, batch
-        )[1]
-    )
+    told = (config, work.data, work.view, work.adapters)
+    loss = jax.jit(lambda params, frozen, batch: _sequence_loss(*told, params, frozen, batch)[1])
     frozen = Tokenizers(work.world.params.tokenizer)
     parts = [jax.tree.map(lambda x, i=i: x[i : i + size], batch) for i in range(0, here // size * size, size)]
     found = [loss(work.adapter_params, frozen, part) for part in parts]

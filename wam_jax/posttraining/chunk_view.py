@@ -15,8 +15,8 @@ from data_pipelines.transforms import ActionCodec, Affine
 class ChunkView:
     """Chunks of (normalised) actions as the action adapter sees them.
 
-    A frame shows where the hand is, not how far it has come. Seen by displacements alone (World2Act), a policy that lags
-    behind what was imagined is told to make the same motion from where it is; seen by places, it is told to catch up.
+    A frame shows where the hand is, not how far it has come. Seen by displacements alone (World2Act), a policy that
+    lags behind what was imagined is told to make the same motion from where it is; seen by places, to catch up.
 
     Attributes:
       columns: for each dimension of the actions, the one of proprioception that says where a chunk begins; -1: none.
