@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.base.model.options.video_batch_share = 1.0
     config.base.evaluation.films = 0
     config.base.train.optimizer.steps = 1000
+    config.base.train.batch_size = 32
     config.base.evaluation.episodes = 64  # of each task, at each seed
     config.base.evaluation.robustness_episodes = 24
     config.base.evaluation.robustness_strengths = (2 / 3,)
