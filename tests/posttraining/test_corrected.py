@@ -58,7 +58,11 @@ def test_the_whole_policy_is_drawn_again_as_it_acted(fast_wam):
     act = jax.jit(lambda key: learner.act(plain, None, seen, key)[0])
     acted = jnp.stack([act(key) for key in keys])
     twice = jax.tree.map(lambda x: jnp.stack([x, x]), seen)
-    np.testing.assert_allclose(jax.jit(learner.wanted)(plain, twice, keys), policy.chunks.encode(acted), atol=1e-5)
+    wanted = jax.jit(learner.wanted)(plain, twice, keys)
+    np.testing.assert_allclose(policy.chunks.decode(wanted), acted, atol=1e-5)
+    assert np.abs(acted[..., :3]).max() == 1  # where the robot's limits cut, what is wanted goes on
+    reached = policy.chunks.affine.unnormalise(np.asarray(wanted))[..., :3]
+    assert np.abs(np.diff(reached, axis=2)).max() > 1 + 1e-3
 
 
 def test_a_base_that_remembers_is_told_what_was_done(make_corrected):

@@ -133,11 +133,15 @@ class WholeLearner:
         return actions[:, : self.chunks.block], policy_state, key
 
     def wanted(self, params: PolicyParams, seen: Observation, notes: jax.Array) -> Float[Array, "T N M A"]:
-        """Drawn again, time after time; each is computed once more for its gradient, or memory would not do."""
+        """Drawn again, time after time; each is computed once more for its gradient, or memory would not do.
+
+        As they are before the robot's limits: where these cut, no gradient would be left.
+        """
+        free = dataclasses.replace(self.policy, codec=dataclasses.replace(self.policy.codec, limit=None))
 
         @jax.checkpoint
         def draw(observation: Observation, key: jax.Array) -> Array:
-            actions, _ = self.policy.act(params, None, observation, key)
+            actions, _ = free.act(params, None, observation, key)
             return jnp.asarray(self.chunks.encode(actions[:, : self.chunks.block]))
 
         return jax.lax.map(lambda moment: draw(*moment), (seen, notes))
