@@ -69,7 +69,7 @@ def test_it_learns_from_its_zero_start_and_reads_all_that_it_is_given(parts):
 def test_what_is_not_normalised_has_a_bound_of_its_own():
     affine = Affine(np.array([0, 0.1, 0], np.float32), np.array([2, 1, 1], np.float32))
     codec = ActionCodec(np.array([True, False, False]), affine)
-    assert ResidualConfig(bound=0.5, command_bound=1.5).bounds(codec) == (0.5, 0.5, 1.5)
+    assert ResidualConfig(bound=0.5, command_bound=1.5).bounds(codec) == (0.25, 0.5, 1.5)
 
 
 def test_the_place_of_what_is_seen_matters(parts):

@@ -33,7 +33,7 @@ class ResidualConfig:
       width, heads, layers: of the transformer.
       proprio_width: of the layer between proprioception and its token.
       image_widths: of the convolutions (stride 2) between pictures and their token.
-      bound: of the motion that is added, in (normalised) actions.
+      bound: of the motion that is added, in raw actions: as far as one of so much goes, alike in every direction.
       command_bound: the same of dimensions that are not normalised, such as a gripper's ±1; 0 leaves them to the base,
         above 1 they can be turned round.
 
@@ -46,7 +46,7 @@ class ResidualConfig:
     layers: int = 2
     proprio_width: int = 128
     image_widths: tuple[int, ...] = (16, 32, 32)
-    bound: float = 0.15
+    bound: float = 0.5
     command_bound: float = 0.0
 
     def __post_init__(self):
@@ -59,7 +59,7 @@ class ResidualConfig:
         """Of each dimension of the (normalised) actions."""
         affine = codec.affine
         commands = ~codec.cumulative & (affine.scale == 1) & (affine.offset == 0)
-        return tuple(np.where(commands, self.command_bound, self.bound).tolist())
+        return tuple(np.where(commands, self.command_bound, self.bound / affine.scale).tolist())
 
 
 class ResidualPolicy(nnx.Module):
