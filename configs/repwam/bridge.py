@@ -25,6 +25,8 @@ def get_config() -> ConfigDict:
     config.data.normalization = "quantile"
     config.data.unnormalized = (6,)
     config.model.options.update({"latent_actions": True, "robot_actions": True})
-    config.train.optimizer.steps = 400
+    config.tokenizer.optimizer.steps = config.latent_action.optimizer.steps = 500
+    config.tokenizer.loss.adversarial_start = 400
+    config.train.optimizer.steps = 200
     config.train.validation_windows = 32
     return config

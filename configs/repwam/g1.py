@@ -27,6 +27,8 @@ def get_config() -> ConfigDict:
     config.tokenizer.sizes.patch_size = 16
     config.tokenizer.teacher_size = (96, 128)  # 6 x 8 features, as many as latents
     config.model.options.update({"latent_actions": True, "robot_actions": True})
-    config.train.optimizer.steps = 400
+    config.tokenizer.optimizer.steps = config.latent_action.optimizer.steps = 500
+    config.tokenizer.loss.adversarial_start = 400
+    config.train.optimizer.steps = 200
     config.train.validation_windows = 32
     return config
