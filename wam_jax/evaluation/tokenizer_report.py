@@ -81,7 +81,11 @@ def tokenise(batch: Batch, tokenizer: Tokenizer, latent_actions: FrozenLatentAct
     image_mask = np.concatenate([frame_mask[:, :1], np.repeat(frame_mask[:, 1:], tubelet, 1)], 1)
     used = None
     if latent_actions is not None:
-        used = usage(latent_actions.config, latent_actions.params, jnp.asarray(latents), jnp.asarray(frame_mask))
+        # A window's first frame is one picture, each further one merges several: from one kind to the other, no latent
+        # action is needed to know that much changes.
+        first = int(tubelet > 1 and latents.shape[1] > 2)
+        pairs = jnp.asarray(latents[:, first:]), jnp.asarray(frame_mask[:, first:])
+        used = usage(latent_actions.config, latent_actions.params, *pairs)
     return Tokenised(
         images=np.asarray(batch.images),
         reconstructed=reconstructed,
