@@ -1,6 +1,9 @@
 """Two writers of a folder take turns."""
 
+import fcntl
 import threading
+
+import pytest
 
 from wam_jax.alone import alone_in
 
@@ -23,10 +26,18 @@ def test_the_second_waits_for_the_first_and_says_so(tmp_path, capfd):
     assert "".join(f"waiting for another process that writes {folder}".split()) in said
 
 
+def is_free(folder) -> bool:
+    """Whether nobody is in it."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
 def test_a_folder_that_failed_is_free(tmp_path):
-    try:
-        with alone_in(tmp_path):
-            raise RuntimeError
-    except RuntimeError:
-        with alone_in(tmp_path):
-            pass
+    with pytest.raises(RuntimeError), alone_in(tmp_path):
+        assert not is_free(tmp_path)
+        raise RuntimeError
+    assert is_free(tmp_path)
