@@ -28,7 +28,7 @@ from wam_jax.tokenizers.latent_action import (
     define_latent_actions,
     latent_action_statistics,
 )
-from wam_jax.tokenizers.latent_action_usage import usage
+from wam_jax.tokenizers.latent_action_usage import of_one_kind, usage
 from wam_jax.tokenizers.published import load_published
 from wam_jax.tokenizers.tokenizer import Tokenizer
 from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, encode_in_parts, latent_statistics
@@ -199,7 +199,8 @@ def train_latent_actions(
     windows, mask = sample_latents(config, data, tokenizer, latents)
     frozen = latent_action_statistics(sizes, state.acting, windows, mask)
     saved.save(directory, frozen, tokenizer_key(tokenizer))
-    console.log(f"latent actions: {usage(sizes, state.acting, windows, mask).summary}")
+    used = usage(sizes, state.acting, *of_one_kind(tokenizer.config.tubelet, windows, mask))
+    console.log(f"latent actions: {used.summary}")
     return frozen
 
 

@@ -37,7 +37,8 @@ def is_free(folder) -> bool:
 
 
 def test_a_folder_that_failed_is_free(tmp_path):
-    with pytest.raises(RuntimeError), alone_in(tmp_path):
+    with alone_in(tmp_path):
         assert not is_free(tmp_path)
+    with pytest.raises(RuntimeError), alone_in(tmp_path):
         raise RuntimeError
     assert is_free(tmp_path)

@@ -15,7 +15,7 @@ from wam_jax.evaluation import media
 from wam_jax.evaluation.report import Report
 from wam_jax.evaluation.video import video_metrics
 from wam_jax.tokenizers.latent_action import FrozenLatentActions, define_latent_actions
-from wam_jax.tokenizers.latent_action_usage import Usage, usage
+from wam_jax.tokenizers.latent_action_usage import Usage, of_one_kind, usage
 from wam_jax.tokenizers.tokenizer import Tokenizer
 from wam_jax.types import Batch
 
@@ -81,10 +81,7 @@ def tokenise(batch: Batch, tokenizer: Tokenizer, latent_actions: FrozenLatentAct
     image_mask = np.concatenate([frame_mask[:, :1], np.repeat(frame_mask[:, 1:], tubelet, 1)], 1)
     used = None
     if latent_actions is not None:
-        # A window's first frame is one picture, each further one merges several: from one kind to the other, no latent
-        # action is needed to know that much changes.
-        first = int(tubelet > 1 and latents.shape[1] > 2)
-        pairs = jnp.asarray(latents[:, first:]), jnp.asarray(frame_mask[:, first:])
+        pairs = of_one_kind(tubelet, jnp.asarray(latents), jnp.asarray(frame_mask))
         used = usage(latent_actions.config, latent_actions.params, *pairs)
     return Tokenised(
         images=np.asarray(batch.images),

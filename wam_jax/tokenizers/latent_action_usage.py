@@ -30,6 +30,18 @@ class Usage:
     numbers: dict[str, float | list[float]]
 
 
+def of_one_kind(
+    tubelet: int, latents: Float[Array, "M T V h w C"], mask: Bool[Array, "M T V"]
+) -> tuple[Float[Array, "M t V h w C"], Bool[Array, "M t V"]]:
+    """Windows without their first frame, where that is one picture and each further one merges ``tubelet``.
+
+    From one kind to the other no latent action is needed to know that much changes. Of windows of two frames, nothing
+    would be left: they stay.
+    """
+    first = int(tubelet > 1 and latents.shape[1] > 2)
+    return latents[:, first:], mask[:, first:]
+
+
 def usage(
     config: LatentActionConfig,
     params: Params,
