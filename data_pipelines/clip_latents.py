@@ -26,12 +26,70 @@ class StreamEncoder(Protocol):
         """The next."""
 
 
+def encode_clips(
+    store: EpisodeStore,
+    cameras: Sequence[str],
+    encoder: StreamEncoder,
+    directory: pathlib.Path,
+    key: str,
+    spacing: int,
+    batch_size: int = 64,
+    *,
+    remembers: bool,
+    image_size: tuple[int, int] | None = None,
+    num_threads: int = 2,
+) -> "LatentCache | ClipLatents":
+    """Latents of every step of a store, each of a clip that began with its episode, ``spacing`` control steps a frame.
+
+    That is what a model that remembers sees when a robot acts: one picture merged into a frame as the episode starts,
+    and from then on frames that have seen all before. One without a memory begins a clip whenever it acts: its windows
+    take their first frame from latents of single images.
+
+    Encodes, or goes on where an earlier call was stopped, or opens what is complete.
+
+    Args:
+      spacing: control steps between two frames.
+      batch_size: images of a camera that a call of ``encoder.start`` sees, about.
+      remembers: whether the model that reads them does.
+
+    Other arguments and errors are ``LatentCache.build``'s.
+
+    Raises:
+      ValueError: ``spacing`` does not divide into ``encoder.tubelet`` images.
+    """
+    if spacing % encoder.tubelet:
+        raise ValueError(
+            f"frames {spacing} steps apart do not divide into tubelet={encoder.tubelet} images; change data.frame_steps"
+        )
+    check_cameras(store, cameras)
+    identity = Identity(key, store.fingerprint, tuple(cameras), image_size, spacing)
+    together = max(1, batch_size // spacing)
+    blocks = _episode_groups(store.episode_starts, together)
+
+    def encoded(blocks: Sequence[Rows]) -> Iterator[Block]:
+        images = read_ahead(store, identity, blocks, num_threads)
+        for rows, (pixels, unreadable) in zip(blocks, images, strict=True):
+            episodes = _Episodes(store.episode_starts, rows, together)
+            yield _encode(encoder, spacing, episodes, pixels), episodes.rest_of(unreadable)
+
+    write_latents(directory / "later", store, identity, blocks, encoded)
+    later = LatentCache.open(store, identity, directory / "later")
+    if remembers:
+        return later
+
+    def encode_single(images: UInt8[np.ndarray, "B H W 3"]) -> Array:
+        return encoder.start(images[:, None])[0][:, 0]
+
+    first = LatentCache.build(
+        store, cameras, encode_single, directory / "first", key, batch_size * len(cameras),
+        image_size=image_size, num_threads=num_threads,
+    )  # fmt: skip
+    return ClipLatents(first, later)
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipLatents:
     """Latents of every step of a store, twice: as a clip's first frame, and as a later one.
-
-    A later frame has seen the episode from its start on, ``spacing`` control steps a frame, as it has when a robot
-    acts. A window takes its first frame from the one and the others from the other.
 
     Attributes:
       first, later: float16[S, V, h, w, C] each.
@@ -53,57 +111,6 @@ class ClipLatents:
     def read(self, episode: int, steps: Sequence[int]) -> Float[np.ndarray, "T V h w C"]:
         """Latents of a window's frames; DecodeError where one of them depends on a frame that could not be read."""
         return np.concatenate([self.first.read(episode, steps[:1]), self.later.read(episode, steps[1:])])
-
-    @classmethod
-    def build(
-        cls,
-        store: EpisodeStore,
-        cameras: Sequence[str],
-        encoder: StreamEncoder,
-        directory: pathlib.Path,
-        key: str,
-        spacing: int,
-        batch_size: int = 64,
-        *,
-        image_size: tuple[int, int] | None = None,
-        num_threads: int = 2,
-    ) -> "ClipLatents":
-        """Encodes a store, or goes on where an earlier call was stopped, or opens what is complete.
-
-        Args:
-          spacing: control steps between two frames.
-          batch_size: images of a camera that a call of ``encoder.start`` sees, about.
-
-        Other arguments and errors are ``LatentCache.build``'s.
-
-        Raises:
-          ValueError: ``spacing`` does not divide into ``encoder.tubelet`` images.
-        """
-        if spacing % encoder.tubelet:
-            raise ValueError(
-                f"frames {spacing} steps apart do not divide into tubelet={encoder.tubelet} images; "
-                "change data.frame_steps"
-            )
-        check_cameras(store, cameras)
-
-        def encode_single(images: UInt8[np.ndarray, "B H W 3"]) -> Array:
-            return encoder.start(images[:, None])[0][:, 0]
-
-        first = LatentCache.build(
-            store, cameras, encode_single, directory / "first", key, batch_size * len(cameras),
-            image_size=image_size, num_threads=num_threads,
-        )  # fmt: skip
-        identity = Identity(key, store.fingerprint, tuple(cameras), image_size, spacing)
-        blocks = _episode_groups(store.episode_starts, max(1, batch_size // spacing))
-
-        def encoded(blocks: Sequence[Rows]) -> Iterator[Block]:
-            images = read_ahead(store, identity, blocks, num_threads)
-            for rows, (pixels, unreadable) in zip(blocks, images, strict=True):
-                episodes = _Episodes(store.episode_starts, rows, max(1, batch_size // spacing))
-                yield _encode(encoder, spacing, episodes, pixels), episodes.rest_of(unreadable)
-
-        write_latents(directory / "later", store, identity, blocks, encoded)
-        return cls(first, LatentCache.open(store, identity, directory / "later"))
 
 
 def _episode_groups(starts: Int[np.ndarray, "E+1"], together: int) -> list[Rows]:

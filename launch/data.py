@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import beside
 from data_pipelines.batches import LatentSource, TextTable
-from data_pipelines.clip_latents import ClipLatents
+from data_pipelines.clip_latents import encode_clips
 from data_pipelines.episodes import EpisodeStore
 from data_pipelines.latents import Identity, LatentCache
 from data_pipelines.loader import fixed_windows, make_loader
@@ -209,7 +209,12 @@ def build_latents(data: Data, tokenizer: Tokenizer, key: str) -> list[LatentSour
         options = {"image_size": windows.image_size, "num_threads": data.config.threads}
         encoder = _Encoder(tokenizer)
         if tokenizer.config.temporal:
-            caches.append(ClipLatents.build(store, columns, encoder, where, key, *spacing, batch_size=256, **options))
+            remembers = bool(data.config.action_block)  # `launch.train.check_blocks`: only they act in blocks
+            caches.append(
+                encode_clips(
+                    store, columns, encoder, where, key, *spacing, batch_size=256, remembers=remembers, **options
+                )
+            )
         else:
             caches.append(LatentCache.build(store, columns, encoder.single, where, key, batch_size=512, **options))
     return caches

@@ -101,6 +101,7 @@ def train(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) -> dict[str
         tokenizer = find_tokenizer(config, data, mesh, workdir)
     if config.until == "tokenizer":
         return seconds
+    check_memory(config.data, tokenizer)
     data = with_images_for(tokenizer, data)
     latents = None
     with _timed("latents", seconds):
@@ -204,6 +205,19 @@ def train_model(
         score=make_score(config, trainer, data, tokenizer) if config.train.score.every else None,
     )
     return run_job(config, data, directory, job)
+
+
+def check_memory(config: ConfigDict, tokenizer: Tokenizer) -> None:
+    """A window's images do not show what a tokenizer saw before them, as it does where a model that remembers acts.
+
+    Raises:
+      ConfigError: if such a model would be trained on images, not on latents of whole episodes.
+    """
+    if tokenizer.config.temporal and config.action_block and not config.precompute_latents:
+        raise ConfigError(
+            "config.data.precompute_latents is False, but a model that remembers (data.action_block="
+            f"{config.action_block}) reads frames that have seen their episode from its start; set it to True"
+        )
 
 
 def make_score(config: ConfigDict, trainer: Trainer, data: Data, tokenizer: Tokenizer) -> Callable[[Params], float]:

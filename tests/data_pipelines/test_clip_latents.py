@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy_rlds import make_episode, text_table, write_dataset
 
-from data_pipelines.clip_latents import ClipLatents
+from data_pipelines.clip_latents import ClipLatents, encode_clips
 from data_pipelines.episodes import DecodeError
 from data_pipelines.loader import fixed_windows
 from data_pipelines.rlds import RldsStore
@@ -45,9 +45,9 @@ class Encoder:
         return np.stack([mean, *state], -1)[:, :, None, None]
 
 
-def build(store, directory, encoder=None, **options) -> ClipLatents:
-    options = {"spacing": SPACING, "batch_size": 8, **options}
-    return ClipLatents.build(store, CAMERAS, encoder or Encoder(), directory, "sums", **options)
+def build(store, directory, encoder=None, **options):
+    options = {"spacing": SPACING, "batch_size": 8, "remembers": False, **options}
+    return encode_clips(store, CAMERAS, encoder or Encoder(), directory, "sums", **options)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,19 @@ def test_a_later_frame_has_seen_its_episode_from_the_start(store, cache):
         np.testing.assert_allclose(cache.later.read(episode, steps)[:, :, 0, 0], wanted, rtol=2e-3)
 
 
-def test_a_window_begins_with_a_first_frame(store, cache):
+def test_windows_of_a_model_that_remembers_go_on_where_their_episode_began(store, cache, tmp_path):
+    encoder = Encoder()
+    found = build(store, tmp_path, encoder, remembers=True)
+    assert encoder.shapes == {(8, 2, 16, 24, 3), (8, 2, 2, 16, 24, 3)}  # no image by itself, but an episode's first
+    for episode in range(store.num_episodes):
+        steps = list(range(store.num_steps(episode)))
+        np.testing.assert_array_equal(found.read(episode, steps), cache.later.read(episode, steps))
+    long = int(np.argmax([store.num_steps(episode) for episode in range(store.num_episodes)]))
+    wanted = [expected_later(store, long, step) for step in (6, 10)]
+    np.testing.assert_allclose(found.read(long, [6, 10])[:, :, 0, 0], wanted, rtol=2e-3)
+
+
+def test_a_window_of_any_other_begins_with_a_first_frame(store, cache):
     long = int(np.argmax([store.num_steps(episode) for episode in range(store.num_episodes)]))
     found = cache.read(long, [2, 6])[:, :, 0, 0]
     image = np.stack([store.read_frames(long, camera, [2])[0] for camera in CAMERAS]).mean((1, 2, 3)) / 255

@@ -1,5 +1,6 @@
 """Latent actions go with the tokenizer they were learned on, and are sampled within episodes."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from launch.config import ConfigError
 from launch.tokenizers import LATENT_ACTION, find_latent_actions, sample_latents, tokenizer_key
+from launch.train import check_memory
 from wam_jax.tokenizers import saved
 from wam_jax.tokenizers.latent_action import FrozenLatentActions, LatentActionConfig, define_latent_actions
 from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer
@@ -62,3 +64,12 @@ def test_samples_of_packed_rows_do_not_lead_from_one_episode_to_the_next():
     np.testing.assert_array_equal(mask.all((1, 2)), [True, False, True, False, True, False])
     for number, (row, frame) in {0: (0, 0), 2: (0, 2), 4: (1, 1)}.items():
         np.testing.assert_array_equal(windows[number], latents[row, frame : frame + 2])
+
+
+def test_a_model_that_remembers_does_not_learn_of_clips_that_begin_anywhere():
+    single = visual(0.0)
+    clips = SimpleNamespace(config=dataclasses.replace(VISUAL, tubelet=4))
+    with pytest.raises(ConfigError, match=r"precompute_latents is False, .*\(data.action_block=4\) .* set it to True"):
+        check_memory(ConfigDict({"precompute_latents": False, "action_block": 4}), clips)
+    for tokenizer, block, ahead in ((single, 4, False), (clips, 0, False), (clips, 4, True)):
+        check_memory(ConfigDict({"precompute_latents": ahead, "action_block": block}), tokenizer)
