@@ -1,6 +1,6 @@
 """AGRA: hidden video tokens of the pass that actions read are aligned to a frozen vision encoder.
 
-    wam train --config configs/agra.py --workdir runs/agra
+    wam train --config configs/agra.py
     wam evaluate runs/agra --grounding --robustness
 
 `--config.alignment.variant=none` is its base; frozen, shared and video are the paper's others (arXiv 2606.12217).

@@ -1,6 +1,6 @@
 """The same model on real robot data: BridgeData (WidowX), or any RLDS folder with its keys.
 
-    wam train --config configs/bridge.py --workdir runs/bridge --config.data.datasets='("DIR",)'
+    wam train --config configs/bridge.py --config.data.datasets='("DIR",)'
 
 ``DIR`` is the folder that holds features.json. The set that the tests use has 25 episodes of 10 steps: enough to show
 that the path works, too little to mean much, and the report says so. Its ``val`` split repeats the training episodes,

@@ -1,7 +1,7 @@
 """A model that reaches and lifts learns to place a cube on a plate, from 50 demonstrations.
 
     wam quickstart
-    wam train --config configs/finetune.py --config.init=runs/quickstart --workdir runs/finetune/full
+    wam train --config configs/finetune.py --config.init=runs/quickstart
 
 It starts from any run or export (`config.init`); system, tokenizer and normalisation are those of the start. LoRA:
 ``--config.train.lora.rank=16 --config.train.optimizer.learning_rate=3e-3``. The README compares both

@@ -1,6 +1,6 @@
 """All four tabletop tasks in one model: reach, lift, push, place.
 
-wam quickstart --config configs/tabletop.py --workdir runs/tabletop
+wam quickstart --config configs/tabletop.py
 """
 
 from ml_collections import ConfigDict

@@ -41,6 +41,13 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return config
 
 
+def default_workdir(path: str) -> Path:
+    """Where a config's results are written: ``configs/repwam/adapt.py`` in ``runs/repwam/adapt``."""
+    parts = Path(path).with_suffix("").parts
+    below = [number for number, part in enumerate(parts) if part == "configs"]
+    return Path("runs", *(parts[below[-1] + 1 :] if below else parts[-1:]))
+
+
 def to_plain(config: Any) -> Any:
     """A config as JSON-able dicts, lists and numbers."""
     if isinstance(config, ConfigDict):

@@ -1,7 +1,7 @@
 """`wam posttrain`: a frozen policy improved by what a world model imagines, without rewards or labels (World2Act).
 
-    wam posttrain --config configs/world2act/posttrain.py --workdir runs/world2act/residual
-    wam evaluate runs/world2act/residual --config.evaluation.execute=8
+    wam posttrain --config configs/world2act/posttrain.py
+    wam evaluate runs/world2act/posttrain --config.evaluation.execute=8
 
 Stage 1 learns, on demonstrations, where video and actions meet. Then the world model imagines from many starts. Stage 2
 runs the policy from the same starts in the simulator and trains what is added to it (`config.posttrain.method`: a
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from launch import devices
-from launch.config import load_config, to_plain
+from launch.config import default_workdir, load_config, to_plain
 from launch.demos import demo_datasets
 from launch.improve import Tracking, imitate, improve
 from launch.world2act import Work, check_posttrain, heldout_sequences, prepare
@@ -39,22 +39,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", default="configs/world2act/posttrain.py", help="experiment file (default: %(default)s)"
     )
-    parser.add_argument(
-        "--workdir", type=Path, default="runs/posttrained", help="where everything is written (default: %(default)s)"
-    )
+    parser.add_argument("--workdir", type=Path, help="where everything is written (default: runs/CONFIG)")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(args.config, overrides)
     check_posttrain(config)
     mesh = devices.start(config)
+    workdir = args.workdir or default_workdir(args.config)
     if not config.data.datasets:
-        config.data.datasets = demo_datasets(config, args.workdir)
-    work, tracking = posttrain(config, mesh, args.workdir)
-    report = Report(f"Post-training: {args.config}", subtitle=str(args.workdir))
-    summary = _report(report, config, work, tracking, mesh, args.workdir)
-    write_summary(args.workdir, summary)
-    console.log(f"wrote {report.write(args.workdir)}")
+        config.data.datasets = demo_datasets(config, workdir)
+    work, tracking = posttrain(config, mesh, workdir)
+    report = Report(f"Post-training: {args.config}", subtitle=str(workdir))
+    summary = _report(report, config, work, tracking, mesh, workdir)
+    write_summary(workdir, summary)
+    console.log(f"wrote {report.write(workdir)}")
 
 
 def posttrain(

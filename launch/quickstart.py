@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import devices
-from launch.config import load_config, to_plain
+from launch.config import default_workdir, load_config, to_plain
 from launch.data import open_data
 from launch.demos import demo_datasets
 from launch.evaluate import evaluate, report_evaluation
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     began = time.monotonic()
     config = load_config(args.config, overrides)
-    workdir = args.workdir or Path("runs") / Path(args.config).stem
+    workdir = args.workdir or default_workdir(args.config)
     mesh = devices.start(config)
     stages = _Stages(workdir / "stages.json")
 

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.batches import LatentSource
 from launch import devices
-from launch.config import ConfigError, load_config, set_field, to_plain
+from launch.config import ConfigError, default_workdir, load_config, set_field, to_plain
 from launch.data import Data, open_data
 from launch.demos import demo_datasets, object_shapes
 from launch.evaluate import described_task
@@ -70,7 +70,7 @@ DIFFERENCE_COLUMNS = ("difference", "95% interval", "significant")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a study, as configs/studies/finetune.py")
-    parser.add_argument("--workdir", type=Path, help="where everything is written (default: runs/studies/CONFIG)")
+    parser.add_argument("--workdir", type=Path, help="where everything is written (default: runs/CONFIG)")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     study.base.tokenizer.init = study.base.tokenizer.init or study.base.init  # an arm may start from nothing else
     arms = {name: arm_config(study, name) for name in study.arms}
     _check_pairs(study)
-    workdir = args.workdir or Path("runs/studies") / Path(args.config).stem
+    workdir = args.workdir or default_workdir(args.config)
     for name, arm in arms.items():
         check_start(arm, workdir, starts="before" in study.arms[name])
         if (before := before_config(study, name)) is not None:

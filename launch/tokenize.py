@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from launch import devices
-from launch.config import ConfigError, load_config
+from launch.config import ConfigError, default_workdir, load_config
 from launch.data import open_data
 from launch.demos import demo_datasets
 from launch.tokenizers import encode_dataset, find_tokenizer, with_images_for
@@ -20,7 +20,7 @@ from wam_jax import console
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="configs/quickstart.py", help="data and tokenizer (default: %(default)s)")
-    parser.add_argument("--workdir", default="runs/train", help="of the training it is for (default: %(default)s)")
+    parser.add_argument("--workdir", type=Path, help="of the training it is for (default: runs/CONFIG)")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if not config.data.precompute_latents:
         raise ConfigError("config.data.precompute_latents is False: training would not read what is written here")
     mesh = devices.start(config)
-    workdir = Path(args.workdir)
+    workdir = args.workdir or default_workdir(args.config)
     if not config.data.datasets and config.demos.tasks:
         config.data.datasets = demo_datasets(config, workdir)
     data = open_data(config.data)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from data_pipelines.batches import LatentSource
 from launch import devices
 from launch.alignment import TEACHER_FIELDS, aligned_pass, feature_width, load_teacher, with_features
-from launch.config import ConfigError, load_config, to_plain
+from launch.config import ConfigError, default_workdir, load_config, to_plain
 from launch.data import Data, interface_sizes, open_data
 from launch.demos import demo_datasets
 from launch.evaluate import described_task
@@ -63,13 +63,13 @@ from wam_jax.zoo import make_spec
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="configs/quickstart.py", help="experiment file (default: %(default)s)")
-    parser.add_argument("--workdir", default="runs/train", help="where everything is written (default: %(default)s)")
+    parser.add_argument("--workdir", type=Path, help="where everything is written (default: runs/CONFIG)")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(args.config, overrides)
     mesh = devices.start(config)
-    workdir = Path(args.workdir)
+    workdir = args.workdir or default_workdir(args.config)
     check_start(config, workdir)
     if not config.data.datasets and config.demos.tasks:
         config.data.datasets = demo_datasets(config, workdir)

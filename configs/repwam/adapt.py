@@ -1,6 +1,6 @@
 """Stage 2 of RepWAM: the pretrained model learns the robot's own actions from few demonstrations.
 
-    wam train --config configs/repwam/adapt.py --workdir runs/repwam/adapt
+    wam train --config configs/repwam/adapt.py
     wam evaluate runs/repwam/adapt
 
 The action stream's maps start anew; everything else is kept.

@@ -1,6 +1,6 @@
 """RepWAM on real robot data: BridgeData (WidowX), as RLDS. Tokenizer, latent actions and model in one run.
 
-    wam train --config configs/repwam/bridge.py --workdir runs/repwam/bridge --config.data.datasets='("DIR",)'
+    wam train --config configs/repwam/bridge.py --config.data.datasets='("DIR",)'
 
 The report has reconstructions, maps of latents beside the teacher's features, latent actions over the pictures that
 they explain, and imagined beside real futures, all on held-out episodes. The set that the tests use has 25 episodes of

@@ -1,7 +1,7 @@
 """Stage 3 of RepWAM: a new task from few demonstrations (in the paper 50, for 500 steps).
 
-    wam train --config configs/repwam/finetune.py --workdir runs/repwam/place
-    wam evaluate runs/repwam/place
+    wam train --config configs/repwam/finetune.py
+    wam evaluate runs/repwam/finetune
 
 Everything is kept and trained on; the tokenizer is that of the stages before.
 """

@@ -1,6 +1,6 @@
 """RepWAM on a real humanoid: a Unitree G1 with hands, as a LeRobot dataset. All stages in one run.
 
-    wam train --config configs/repwam/g1.py --workdir runs/repwam/g1 --config.data.datasets='("DIR",)'
+    wam train --config configs/repwam/g1.py --config.data.datasets='("DIR",)'
 
 Needs PyAV: pip install -e '.[video]'. Frames are 8 steps apart at 30 a second. The set that the tests use has 8
 episodes, all of one task in one place: the last two are held out, and show that it runs rather than how well.

@@ -1,6 +1,6 @@
 """Stage 0 of RepWAM, second part: latent actions between the tokenizer's frames.
 
-wam train --config configs/repwam/latent_action.py --workdir runs/repwam/latent_action
+wam train --config configs/repwam/latent_action.py
 """
 
 from ml_collections import ConfigDict

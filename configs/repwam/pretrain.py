@@ -1,6 +1,6 @@
 """Stage 1 of RepWAM: video and latent actions.
 
-wam train --config configs/repwam/pretrain.py --workdir runs/repwam/pretrain
+wam train --config configs/repwam/pretrain.py
 
 No action is predicted. Those of the episodes that stage 2 adapts to decide the normalisation; others are never read.
 """

@@ -1,6 +1,6 @@
 """Stage 0 of RepWAM: the visual tokenizer, aligned to a frozen vision encoder.
 
-    wam train --config configs/repwam/tokenizer.py --workdir runs/repwam/tokenizer
+    wam train --config configs/repwam/tokenizer.py
 
 `--config.tokenizer.loss.alignment=0.0` is ViTok, its twin without a teacher.
 """

@@ -1,6 +1,6 @@
 """Does a policy get better by what a world model imagines, without rewards or labels?
 
-    wam train --config configs/world2act/world.py --workdir runs/world2act/world
+    wam train --config configs/world2act/world.py
     wam study configs/studies/world2act.py
 
 World2Act (arXiv 2603.10422) finds a residual that is trained on latents better than the policy it starts from, than

@@ -1,6 +1,6 @@
 """The policy before post-training: few demonstrations, few steps.
 
-wam train --config configs/world2act/base.py --workdir runs/world2act/base
+wam train --config configs/world2act/base.py
 """
 
 from ml_collections import ConfigDict

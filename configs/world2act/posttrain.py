@@ -1,6 +1,6 @@
 """The policy learns from what the world model imagines.
 
-wam posttrain --config configs/world2act/posttrain.py --workdir runs/world2act/residual
+wam posttrain --config configs/world2act/posttrain.py
 """
 
 from ml_collections import ConfigDict

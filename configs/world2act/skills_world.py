@@ -1,6 +1,6 @@
 """The world model of a task of four skills: pick one cube, place it on a plate, and the same with another.
 
-    wam train --config configs/world2act/skills_world.py --workdir runs/world2act/skills_world
+    wam train --config configs/world2act/skills_world.py
     wam imagine runs/world2act/skills_world --task place_both
 
 It learns single skills, each with its own instruction, cut at gripper contacts; longer videos are made skill by skill.

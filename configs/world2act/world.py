@@ -1,6 +1,6 @@
 """The world model: video and words, no robot.
 
-wam train --config configs/world2act/world.py --workdir runs/world2act/world
+wam train --config configs/world2act/world.py
 
 Wan's transformer, small. `wam imagine runs/world2act/world --task pick_lift` says how far it drifts.
 """

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.config import ConfigError, load_config, to_plain
+from launch.config import ConfigError, default_workdir, load_config, to_plain
 from launch.study import arm_config, before_config
 
 ROOT = Path(__file__).parents[2]
@@ -102,3 +102,16 @@ def test_every_config_loads_and_every_arm_of_a_study_fits_its_base(file):
         trainings = [found for found in (before_config(config, name), arm_config(config, name)) if found is not None]
         differs = any(to_plain(found) != to_plain(config.base) for found in trainings)
         assert differs or not config.arms[name]
+
+
+@pytest.mark.parametrize(
+    ("config", "workdir"),
+    [
+        ("configs/repwam/adapt.py", "runs/repwam/adapt"),
+        ("/elsewhere/configs/configs/mine.py", "runs/mine"),
+        ("mine.py", "runs/mine"),
+        ("../experiments/mine.py", "runs/mine"),
+    ],
+)
+def test_results_go_where_the_config_is_named(config, workdir):
+    assert default_workdir(config) == Path(workdir)
