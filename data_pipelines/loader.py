@@ -107,19 +107,29 @@ def fixed_windows(
     seed: int,
     *,
     latents: Sequence[LatentSource] | None = None,
+    images: bool = False,
     embodiments: Sequence[int] | None = None,
 ) -> Batch:
     """One batch of ``num`` distinct windows, the same at every call: what validation looks at.
 
     Arguments and errors as in `make_loader`; ValueError where fewer than ``num`` windows can be read.
+
+    Args:
+      images: of the same windows, beside ``latents``.
     """
-    assembler = BatchAssembler(stores, spec, codec, proprio_affine, text_table, latents, embodiments)
-    samples: list[Sample] = []
-    for window in np.random.default_rng(seed).permutation(len(assembler.table)):
-        if len(samples) == num:
+    of_window = [BatchAssembler(stores, spec, codec, proprio_affine, text_table, latents, embodiments)]
+    if images and latents is not None:
+        of_window.append(BatchAssembler(stores, spec, codec, proprio_affine, text_table, None, embodiments))
+    found: list[list[Sample]] = []
+    for window in np.random.default_rng(seed).permutation(len(of_window[0])):
+        if len(found) == num:
             break
-        if (sample := assembler.sample(int(window))) is not None:
-            samples.append(sample)
-    if len(samples) < num:
-        raise ValueError(f"{num} validation windows were asked for; {len(samples)} can be read")
-    return assembler(samples)
+        samples = [sample for assembler in of_window if (sample := assembler.sample(int(window))) is not None]
+        if len(samples) == len(of_window):
+            found.append(samples)
+    if len(found) < num:
+        raise ValueError(f"{num} validation windows were asked for; {len(found)} can be read")
+    batch, *others = (
+        assembler(samples) for assembler, samples in zip(of_window, zip(*found, strict=True), strict=True)
+    )
+    return dataclasses.replace(batch, images=others[0].images) if others else batch

@@ -76,8 +76,8 @@ class Data:
         )
         return iter(loader)
 
-    def validation_windows(self, count: int, seed: int, store: int) -> Batch:
-        """One fixed batch of one held-out dataset's windows, as pixels."""
+    def validation_windows(self, count: int, seed: int, store: int, latents: LatentSource | None = None) -> Batch:
+        """One fixed batch of one held-out dataset's windows, as pixels; and as latents, if they are given."""
         return fixed_windows(
             [self.validation[store]],
             self.windows,
@@ -86,6 +86,8 @@ class Data:
             self.text,
             count,
             seed,
+            latents=None if latents is None else [latents],
+            images=True,
             embodiments=[self.embodiments[store]],
         )
 
@@ -195,33 +197,46 @@ def build_latents(data: Data, tokenizer: Tokenizer, key: str) -> list[LatentSour
       ConfigError: the tokenizer merges images in time, and frames are not evenly spaced.
     """
     windows = data.windows
-    caches: list[LatentSource] = []
     spacing = set(np.diff(windows.frame_offsets).tolist())
     if tokenizer.config.temporal and len(spacing) != 1:
         raise ConfigError(
             f"frames at steps {windows.frame_offsets} are not evenly spaced, as tokens of clips must be to be "
             "computed ahead; change data.frame_steps, or set data.precompute_latents=False"
         )
-    for number, store in enumerate(data.train):
-        columns = windows.image_columns
-        identity = Identity(key, store.fingerprint, columns, windows.image_size, next(iter(spacing), None))
-        where = latents_folder(data, number, identity)
-        options = {"image_size": windows.image_size, "num_threads": data.config.threads}
-        encoder = _Encoder(tokenizer)
-        if tokenizer.config.temporal:
-            remembers = bool(data.config.action_block)  # `launch.train.check_blocks`: only they act in blocks
-            caches.append(
-                encode_clips(
-                    store, columns, encoder, where, key, *spacing, batch_size=256, remembers=remembers, **options
-                )
-            )
-        else:
-            caches.append(LatentCache.build(store, columns, encoder.single, where, key, batch_size=512, **options))
-    return caches
+    return [_encode_store(data, number, store, tokenizer, key) for number, store in enumerate(data.train)]
+
+
+def held_out_latents(data: Data, number: int, tokenizer: Tokenizer, key: str) -> LatentSource | None:
+    """Of a held-out dataset, if a model that remembers reads what a tokenizer of clips makes of whole episodes.
+
+    Else None: all that the model is given can be made of a window's images.
+    """
+    if not (tokenizer.config.temporal and _remembers(data)):
+        return None
+    return _encode_store(data, number, data.validation[number], tokenizer, key)
+
+
+def _encode_store(data: Data, number: int, store: EpisodeStore, tokenizer: Tokenizer, key: str) -> LatentSource:
+    windows, columns = data.windows, data.windows.image_columns
+    spacing = set(np.diff(windows.frame_offsets).tolist())
+    identity = Identity(key, store.fingerprint, columns, windows.image_size, next(iter(spacing), None))
+    where = latents_folder(data, number, identity)
+    options = {"image_size": windows.image_size, "num_threads": data.config.threads}
+    encoder = _Encoder(tokenizer)
+    if not tokenizer.config.temporal:
+        return LatentCache.build(store, columns, encoder.single, where, key, batch_size=512, **options)
+    return encode_clips(
+        store, columns, encoder, where, key, *spacing, batch_size=256, remembers=_remembers(data), **options
+    )
+
+
+def _remembers(data: Data) -> bool:
+    """Whether the model does: only such models act in blocks (`launch.train.check_blocks`)."""
+    return bool(data.config.action_block)
 
 
 def latents_folder(data: Data, number: int, identity: Identity) -> Path:
-    """Where what was computed of the frames of a training store is kept: beside its dataset."""
+    """Where what was computed of the frames of a store is kept: beside its dataset."""
     dataset = Path(data.config.datasets[number % len(data.config.datasets)])  # splits of the datasets come in turn
     return beside.writable(dataset, LATENTS) / identity.folder
 

@@ -16,7 +16,7 @@ from data_pipelines.batches import LatentSource
 from launch import devices
 from launch.alignment import TEACHER_FIELDS, aligned_pass, feature_width, load_teacher, with_features
 from launch.config import ConfigError, default_workdir, load_config, to_plain
-from launch.data import Data, interface_sizes, open_data
+from launch.data import Data, held_out_latents, interface_sizes, open_data
 from launch.demos import demo_datasets
 from launch.evaluate import described_task
 from launch.job import Job, run_job
@@ -297,10 +297,12 @@ def report_training(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path, r
 def evaluate_validation(config: ConfigDict, data: Data, trained: Trained) -> dict[str, Heldout]:
     """Predictions on held-out windows of every dataset."""
     data = dataclasses.replace(data, codec=trained.policy.codec, proprio=trained.policy.proprio)
-    data = with_images_for(trained.params.tokenizer, data)
+    tokenizer = trained.params.tokenizer
+    data = with_images_for(tokenizer, data)
     results = {}
     for number, store in enumerate(data.validation):
-        batch = data.validation_windows(config.train.validation_windows, config.seed, number)
+        latents = held_out_latents(data, number, tokenizer, tokenizer_key(tokenizer))
+        batch = data.validation_windows(config.train.validation_windows, config.seed, number, latents)
         results[_label(data, number)] = evaluate_heldout(trained.policy, trained.params, batch, config.seed)
         console.log(f"held-out windows of {store.name}: done")
     return results

@@ -12,11 +12,15 @@ from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_t
 from wam_jax.types import Observation
 
 
+def make_tokenizer(**options) -> FrozenTokenizer:
+    sizes = {"patch_size": 4, "channels": 2, "width": 8, "encoder_layers": 1, "decoder_layers": 1}
+    config = TokenizerConfig(image_size=(16, 16), **sizes, **options)
+    return FrozenTokenizer(define_tokenizer(config).init(jax.random.key(0)), jnp.zeros(2), jnp.ones(2), config)
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> FrozenTokenizer:
-    sizes = {"patch_size": 4, "channels": 2, "width": 8, "encoder_layers": 1, "decoder_layers": 1}
-    config = TokenizerConfig(image_size=(16, 16), **sizes)
-    return FrozenTokenizer(define_tokenizer(config).init(jax.random.key(0)), jnp.zeros(2), jnp.ones(2), config)
+    return make_tokenizer()
 
 
 def make(tiny, batch, tokenizer, name, **options):
@@ -60,6 +64,30 @@ def test_a_causal_policy_remembers_and_another_does_not(tiny, batch, tokenizer):
     assert np.abs(first - second).max() > 1e-4  # the same observation, after another past
     policy, params, observation = make(tiny, batch, tokenizer, "fast_wam")
     assert policy.init_state(params, observation) is None
+
+
+def test_a_policy_watches_an_episode_as_it_saw_it(tiny, batch):
+    clips = make_tokenizer(tubelet=2, window=2)
+    frames = jnp.asarray(np.random.default_rng(1).integers(0, 255, (2, 5, 2, 16, 16, 3), dtype=np.uint8))
+    causal, params, _ = make(tiny, batch, clips, "repwam")
+    assert causal.images(params) == (1, 0)
+    first, state = clips.start(frames[:, 0])
+    second, state = clips.step(state, frames[:, 1:3])
+    third, _ = clips.step(state, frames[:, 3:5])
+    seen = causal.watch(params, frames, execute=2)
+    np.testing.assert_allclose(seen, np.stack([first, second, third], 1), atol=1e-5)
+    forgetful, params, _ = make(tiny, batch, clips, "fast_wam")
+    seen = forgetful.watch(params, frames, execute=2)
+    for time in range(3):
+        np.testing.assert_allclose(seen[:, time], clips.start(frames[:, 2 * time])[0], atol=1e-5)
+
+
+def test_what_is_imagined_follows_from_what_was_watched(tiny, batch, tokenizer):
+    policy, params, observation = make(tiny, batch, tokenizer, "repwam")
+    watched = tokenizer.start(observation.images[:, -1])[0]
+    alone = policy.imagine(params, observation, jax.random.key(0))
+    np.testing.assert_array_equal(policy.imagine(params, observation, jax.random.key(0), watched), alone)
+    assert (policy.imagine(params, observation, jax.random.key(0), watched + 1) != alone).any()
 
 
 def test_a_model_without_video_imagines_that_nothing_moves(tiny, batch, tokenizer):

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from data_pipelines.transforms import ActionCodec, Affine
@@ -111,14 +112,39 @@ class Policy:
         found = sample(model, known, rng, self.mode, want=("action",), steps=self.steps, lens=lens)
         return found["action"], found.get(ATTENTION)
 
-    def imagine(self, params: PolicyParams, observation: Observation, rng: jax.Array) -> UInt8[Array, "B F V H W 3"]:
-        """The future images that the model expects; of a model without video, the present repeated."""
+    def watch(
+        self, params: PolicyParams, frames: UInt8[Array, "B S V H W 3"], execute: int
+    ) -> Float[Array, "B R V h w C"]:
+        """Latents of the present, each of the ``R`` times that it acts in whole episodes of ``S`` steps."""
+        layout = self.definition.bind(params.model).layout
+        if layout.autoregressive:
+            times = range(execute, frames.shape[1], execute)
+            clip = [0, *(time - age for time in times for age in self.images(params))]
+            return params.tokenizer.encode(frames[:, np.array(clip)])[:, :: layout.frames_per_block]
+        seen = frames[:, ::execute]
+        latents, _ = params.tokenizer.start(seen.reshape(-1, *seen.shape[2:]))
+        return latents.reshape(*seen.shape[:2], *latents.shape[1:])
+
+    def imagine(
+        self,
+        params: PolicyParams,
+        observation: Observation,
+        rng: jax.Array,
+        latents: Float[Array, "B V h w C"] | None = None,
+    ) -> UInt8[Array, "B F V H W 3"]:
+        """The future images that the model expects; of a model without video, the present repeated.
+
+        ``latents``: of the present, where the tokenizer saw more than the observation's image.
+        """
         model = self.definition.bind(params.model)
         mode = imagining_mode(model)
         if mode is None:
             count = (len(model.interface.frame_steps) - 1) * params.tokenizer.config.tubelet
             return jnp.repeat(observation.images[:, -1:], count, axis=1)
-        known = self._now(model, params, observation)
+        if latents is None:
+            known = self._now(model, params, observation)
+        else:
+            known = self._known(model, latents[:, None], observation)
         future = generate(model, known, rng, mode, want=("video",), steps=self.steps)["video"]
         return decode_future(params.tokenizer, known.values["video"], future)
 

@@ -45,12 +45,12 @@ class StreamData:
 class Batch:
     """What the loader yields and the trainer eats.
 
-    Frame 0 is now, the rest are the future. A batch holds pixels (``images``) or, where a dataset was tokenised
-    ahead of training, ``latents``; the other is None. There is one image a frame, unless the tokenizer makes each
-    future frame of ``tubelet`` images: then I = 1 + (T - 1) tubelet. Proprioception is that at the control steps of the
-    frames. Past an episode's end, images and proprioception repeat its last step, and are masked out. Actions and
-    proprioception are normalised, the way the dataset's statistics say. Action-free video is a batch whose
-    ``action_mask`` is all false. ``streams`` holds what else was asked for, by stream name.
+    Frame 0 is now, the rest are the future. A batch holds pixels (``images``) or, where a dataset was tokenised ahead
+    of training, ``latents``; the other is None, but in held-out windows of clips. There is one image a frame, unless
+    the tokenizer makes each future frame of ``tubelet`` images: then I = 1 + (T - 1) tubelet. Proprioception is that at
+    the control steps of the frames. Past an episode's end, images and proprioception repeat its last step, and are
+    masked out. Actions and proprioception are normalised, the way the dataset's statistics say. Action-free video is a
+    batch whose ``action_mask`` is all false. ``streams`` holds what else was asked for, by stream name.
 
     A packed row holds several episodes' windows one after the other: ``episode`` numbers them frame by frame, from 0
     on, and ``text`` has an axis of them before its tokens. Actions that would lead from one to the next are masked out.

@@ -119,13 +119,41 @@ def test_windows_of_latents_are_those_of_images(store, cache):
     np.testing.assert_allclose(latents.latents[inside, 1], second[inside], rtol=2e-3)
 
 
-def test_what_depends_on_an_unreadable_frame_is_not_given(tmp_path: pathlib.Path):
+def test_windows_may_have_both(store, cache):
+    spec = WindowSpec(cameras=CAMERAS, frame_offsets=(0, 4), tubelet=2)
+    codec, table = ActionCodec(np.zeros(4, bool), Affine.identity(4)), text_table([store])
+    arguments = ([store], spec, codec, Affine.identity(3), table, 12, 1)
+    both = fixed_windows(*arguments, latents=[cache.later], images=True)
+    np.testing.assert_array_equal(both.images, fixed_windows(*arguments).images)
+    np.testing.assert_array_equal(both.latents, fixed_windows(*arguments, latents=[cache.later]).latents)
+    means = both.images[:, 0].mean((2, 3, 4)) / 255  # a frame's first number is its last image's mean
+    np.testing.assert_allclose(both.latents[:, 0, :, 0, 0, 0], means, rtol=2e-3)
+
+
+def test_a_window_with_an_unreadable_past_is_neither_seen_nor_shown(tmp_path: pathlib.Path):
+    store, latents = damaged(tmp_path)
+    spec = WindowSpec(cameras=CAMERAS, frame_offsets=(0, 2), tubelet=2)
+    codec, table = ActionCodec(np.zeros(4, bool), Affine.identity(4)), text_table([store])
+    arguments = ([store], spec, codec, Affine.identity(3), table)
+    both = fixed_windows(*arguments, 12, 1, latents=[latents.later], images=True)  # 6 of each episode, but the damaged
+    means = both.images[:, 0].mean((2, 3, 4)) / 255
+    np.testing.assert_allclose(both.latents[:, 0, :, 0, 0, 0], means, rtol=2e-3)
+    with pytest.raises(ValueError, match="18 validation windows were asked for; 12 can be read"):
+        fixed_windows(*arguments, 18, 1, latents=[latents.later], images=True)
+
+
+def damaged(tmp_path: pathlib.Path):
+    """Three episodes of six steps; the wrist's picture of step 2 of the second cannot be read."""
     directory = write_dataset(tmp_path / "d", [make_episode(seed, 6) for seed in range(3)])
     store = RldsStore.open(directory, "train", build=True)
     with next(directory.glob("*tfrecord*")).open("r+b") as file:
         file.seek(int(store._index.image_offsets["wrist"][8]))
         file.write(b"\0" * 40)
-    cache = build(store, tmp_path / "latents", spacing=2)
+    return store, build(store, tmp_path / "latents", spacing=2)
+
+
+def test_what_depends_on_an_unreadable_frame_is_not_given(tmp_path: pathlib.Path):
+    _, cache = damaged(tmp_path)
     assert cache.first.unreadable == {8}
     assert cache.later.unreadable == {8, 9, 10, 11}  # to the end of its episode
     cache.read(1, [0])

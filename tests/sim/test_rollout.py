@@ -112,6 +112,6 @@ def test_a_trace_is_drawn_as_the_states_would_be(env, keys, trace):
 
 def test_a_future_is_imagined_for_each_replanning_and_episode(env, trace, policy_and_params):
     policy, wam = policy_and_params
-    frames = np.zeros((2, EPISODES, 2, 16, 16, 3), np.uint8)
-    futures = imagine(policy)(wam, frames, trace.proprio[::2], trace.instruction, jax.random.key(0))
+    frames = np.zeros((4, EPISODES, 2, 16, 16, 3), np.uint8)
+    futures = imagine(policy, 2)(wam, frames, trace.proprio, trace.instruction, jax.random.key(0))
     assert futures.shape == (2, EPISODES, 1, 2, 16, 16, 3)

@@ -69,7 +69,7 @@ class Heldout:
 
 
 def evaluate_heldout(policy: Policy, params: PolicyParams, batch: Batch, seed: int) -> Heldout:
-    """Samples actions and futures for the windows of a batch of pixels (numpy)."""
+    """Samples actions and futures for the windows of a batch of pixels (numpy), given its latents where it has them."""
     assert batch.images is not None
 
     @jax.jit

@@ -255,9 +255,8 @@ def _record(
     seconds = min(_seconds(draw_frames, stage) for _ in range(3)) / (frames.shape[0] * frames.shape[1])
     if not config.films:
         return None, seconds
-    replanned, instruction = slice(None, None, config.execute), trace.instruction[:count]
-    key = jax.random.key(config.seed)
-    futures = imagine(policy)(params, frames[replanned], trace.proprio[replanned, :count], instruction, key)
+    instruction, key = trace.instruction[:count], jax.random.key(config.seed)
+    futures = imagine(policy, config.execute)(params, frames, trace.proprio[:, :count], instruction, key)
     recording = Recording(
         frames=frames,
         proprio=trace.proprio[:, :count],

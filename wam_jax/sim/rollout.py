@@ -197,10 +197,17 @@ def draw(env: Tabletop) -> Callable[[Stage], UInt8[Array, "T N V H W 3"]]:
     return compilation.jit(jax.vmap(jax.vmap(env.draw)))
 
 
-def imagine(policy: Policy) -> Callable[[WamParams, Array, Array, Array, jax.Array], UInt8[Array, "R N F V H W 3"]]:
-    """A jitted ``futures(params, frames [R, N, ...], proprio [R, N, P], instruction [N], key)``."""
+def imagine(
+    policy: Policy, execute: int
+) -> Callable[[WamParams, Array, Array, Array, jax.Array], UInt8[Array, "R N F V H W 3"]]:
+    """A jitted ``futures(params, frames [T, N, ...], proprio [T, N, P], instruction [N], key)``, of whole episodes.
+
+    What the policy expects each of the ``R`` times that it acts, ``execute`` steps apart.
+    """
 
     def run(params: WamParams, frames: Array, proprio: Array, instruction: Array, key: jax.Array) -> Array:
+        latents = jnp.swapaxes(policy.watch(params.policy, jnp.swapaxes(frames, 0, 1), execute), 0, 1)
+        frames, proprio = frames[::execute], proprio[::execute]
         told = jnp.broadcast_to(instruction, proprio.shape[:2])
         text = Text(features=params.text.features[told], mask=params.text.mask[told])
         observation = Observation(
@@ -209,7 +216,7 @@ def imagine(policy: Policy) -> Callable[[WamParams, Array, Array, Array, jax.Arr
             text=text,
             embodiment=jnp.broadcast_to(params.embodiment, told.shape),
         )
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), observation)
-        return policy.imagine(params.policy, flat, key).reshape(*told.shape, -1, *frames.shape[2:])
+        flat, latents = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (observation, latents))
+        return policy.imagine(params.policy, flat, key, latents).reshape(*told.shape, -1, *frames.shape[2:])
 
     return jax.jit(run)
