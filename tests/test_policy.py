@@ -10,6 +10,7 @@ from wam_jax import policy as acting
 from wam_jax.policy import Policy, PolicyParams
 from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer
 from wam_jax.types import Observation
+from wam_jax.wam.lens import Lens
 
 
 def make_tokenizer(**options) -> FrozenTokenizer:
@@ -88,6 +89,18 @@ def test_what_is_imagined_follows_from_what_was_watched(tiny, batch, tokenizer):
     alone = policy.imagine(params, observation, jax.random.key(0))
     np.testing.assert_array_equal(policy.imagine(params, observation, jax.random.key(0), watched), alone)
     assert (policy.imagine(params, observation, jax.random.key(0), watched + 1) != alone).any()
+
+
+def test_a_moment_of_a_model_that_remembers_is_looked_at_as_one_that_stands_still(tiny, batch, monkeypatch):
+    clips = make_tokenizer(tubelet=2, window=2)
+    known = {}
+    monkeypatch.setattr(acting, "sample", lambda model, now, *_, **__: {"action": now.values["video"]})
+    for name in ("repwam", "fast_wam"):
+        policy, params, observation = make(tiny, batch, clips, name)
+        known[name], _ = policy.look(params, observation, jax.random.key(0), Lens())
+    still = clips.encode(jnp.repeat(observation.images, 3, 1))
+    np.testing.assert_allclose(known["fast_wam"], still[:, :1], atol=1e-5)
+    np.testing.assert_allclose(known["repwam"], still[:, 1:], atol=1e-5)
 
 
 def test_a_model_without_video_imagines_that_nothing_moves(tiny, batch, tokenizer):

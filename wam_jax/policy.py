@@ -106,9 +106,16 @@ class Policy:
     def look(
         self, params: PolicyParams, observation: Observation, rng: jax.Array, lens: Lens
     ) -> tuple[Float[Array, "B K A"], Float[Array, "B S L H n"] | None]:
-        """One normalised chunk without a past, through a lens; and what the lens shows of attention (``sample``)."""
-        model = self.definition.bind(params.model)
-        known = self._now(model, params, observation)
+        """One normalised chunk without a past, through a lens; and what the lens shows of attention (``sample``).
+
+        The frames of a model that remembers are all but an episode's first of merged images: nothing moved in them.
+        """
+        model, now = self.definition.bind(params.model), observation.images[:, -1]
+        latents, clip = params.tokenizer.start(now)
+        if model.layout.autoregressive and params.tokenizer.config.temporal:
+            still = jnp.repeat(now[:, None], params.tokenizer.config.tubelet, 1)
+            latents, _ = params.tokenizer.step(clip, still)
+        known = self._known(model, latents[:, None], observation)
         found = sample(model, known, rng, self.mode, want=("action",), steps=self.steps, lens=lens)
         return found["action"], found.get(ATTENTION)
 
