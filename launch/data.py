@@ -203,7 +203,8 @@ def build_latents(data: Data, tokenizer: Tokenizer, key: str) -> list[LatentSour
             f"frames at steps {windows.frame_offsets} are not evenly spaced, as tokens of clips must be to be "
             "computed ahead; change data.frame_steps, or set data.precompute_latents=False"
         )
-    return [_encode_store(data, number, store, tokenizer, key) for number, store in enumerate(data.train)]
+    encoder = _Encoder(tokenizer)
+    return [_encode_store(data, number, store, encoder, key) for number, store in enumerate(data.train)]
 
 
 def held_out_latents(data: Data, number: int, tokenizer: Tokenizer, key: str) -> LatentSource | None:
@@ -213,17 +214,16 @@ def held_out_latents(data: Data, number: int, tokenizer: Tokenizer, key: str) ->
     """
     if not (tokenizer.config.temporal and _remembers(data)):
         return None
-    return _encode_store(data, number, data.validation[number], tokenizer, key)
+    return _encode_store(data, number, data.validation[number], _Encoder(tokenizer), key)
 
 
-def _encode_store(data: Data, number: int, store: EpisodeStore, tokenizer: Tokenizer, key: str) -> LatentSource:
+def _encode_store(data: Data, number: int, store: EpisodeStore, encoder: "_Encoder", key: str) -> LatentSource:
     windows, columns = data.windows, data.windows.image_columns
     spacing = set(np.diff(windows.frame_offsets).tolist())
     identity = Identity(key, store.fingerprint, columns, windows.image_size, next(iter(spacing), None))
     where = latents_folder(data, number, identity)
     options = {"image_size": windows.image_size, "num_threads": data.config.threads}
-    encoder = _Encoder(tokenizer)
-    if not tokenizer.config.temporal:
+    if not encoder.temporal:
         return LatentCache.build(store, columns, encoder.single, where, key, batch_size=512, **options)
     return encode_clips(
         store, columns, encoder, where, key, *spacing, batch_size=256, remembers=_remembers(data), **options
@@ -245,7 +245,7 @@ class _Encoder:
     """A tokenizer, compiled once for whatever shapes it meets."""
 
     def __init__(self, tokenizer: Tokenizer):
-        self.tubelet = tokenizer.config.tubelet
+        self.tubelet, self.temporal = tokenizer.config.tubelet, tokenizer.config.temporal
         start = jax.jit(lambda frozen, images: frozen.start(images))
         step = jax.jit(lambda frozen, state, images: frozen.step(state, images))
         self.start, self.step = functools.partial(start, tokenizer), functools.partial(step, tokenizer)
