@@ -16,13 +16,14 @@ from wam_jax.sim.tasks import Facts, Layout
 REST = 0.022
 
 
-def facts(objects, goals=(), tcp=(0.5, 0.0, 0.2), opening=1.0):
+def facts(objects, goals=(), tcp=(0.5, 0.0, 0.2), opening=1.0, drawn=0.0):
     return Facts(
         tcp=jnp.array(tcp),
         command=jnp.array(tcp),
         opening=jnp.array(opening),
         objects=jnp.array(objects, jnp.float32),
         goals=jnp.array(goals, jnp.float32).reshape(-1, 3),
+        drawn=jnp.array(drawn),
     )
 
 
@@ -46,7 +47,8 @@ def judged(task, facts, layout, done=0):
 def test_unknown_task_is_refused_with_the_names_there_are():
     with pytest.raises(
         ValueError,
-        match=r"^task 'stack' is unknown \(has: reach, pick_lift, push, place, pick_place, place_both, stack_press\)$",
+        match=r"^task 'stack' is unknown "
+        r"\(has: reach, pick_lift, push, place, pick_place, place_both, stack_press, drawer\)$",
     ):
         Tabletop("stack")
 
@@ -161,6 +163,19 @@ def test_stack_press_asks_for_the_first_cube_on_the_other():
     assert judged("stack_press", facts(APART, button), layout(0), done=3)[:2] == (False, False)
     _, _, error = judged("stack_press", facts(stacked, button), layout(0))
     assert error == pytest.approx(0.005, abs=1e-6)
+
+
+def test_drawer_asks_for_the_named_cube_in_it_and_for_it_to_be_shut():
+    drawer, on_floor = [[0.5, 0.18, 0.003]], REST + 0.006
+    inside = [[0.51, 0.17, on_floor], [0.6, -0.1, REST]]
+    assert judged("drawer", facts(inside, drawer), layout(0), done=3)[:2] == (True, False)
+    assert judged("drawer", facts(inside, drawer), layout(0), done=2)[:2] == (False, False)
+    assert judged("drawer", facts(inside, drawer), layout(1), done=3)[:2] == (False, True)  # the wrong cube
+    success, _, error = judged("drawer", facts(inside, drawer, drawn=0.02), layout(0), done=3)
+    assert not success
+    assert error == pytest.approx(0.02 + np.hypot(0.01, 0.01), abs=1e-6)
+    for outside in ([0.53, 0.18, on_floor], [0.5, 0.2, on_floor], [0.5, 0.18, on_floor + 0.006], [0.5, 0.18, REST]):
+        assert not judged("drawer", facts([outside, inside[1]], drawer), layout(0), done=3)[0]
 
 
 def test_skills_count_in_their_order_and_one_at_a_time():

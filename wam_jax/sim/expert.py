@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from wam_jax.sim.control import ACTION_SCALE
+from wam_jax.sim.scene import DRAWER_FLOOR, DRAWER_HALF_SIZE, DRAWER_HANDLE, DRAWER_HANDLE_HALF
 from wam_jax.sim.tasks import CUBE_HALF_SIZE, Facts, Named
 
 _OPEN, _CLOSE = 1.0, -1.0
@@ -19,6 +20,8 @@ _RETREAT_HEIGHT = 0.128  # metres above where a cube was put down
 _PUSH_HEIGHT = 0.03  # metres
 _APPROACH_HEIGHT = 0.12  # metres
 _BEHIND = 0.065  # metres between a block's centre and the place from which it is pushed
+_HOOK_HEIGHT = 0.03  # metres of the tcp at a drawer's handle
+_FINGERS_SPREAD = 0.052  # metres from the tcp to the outer side of an open finger
 
 
 def reach(facts: Facts, named: Named) -> Float[Array, "4"]:
@@ -58,6 +61,43 @@ def press(facts: Facts, named: Named) -> Float[Array, "4"]:
     up = _with_height(facts.command, jnp.maximum(facts.command[2], _APPROACH_HEIGHT))
     clear = over | (facts.tcp[2] > 0.9 * _APPROACH_HEIGHT)
     return _towards(facts, jnp.where(clear, jnp.append(named.goal[:2], height), up), _OPEN)
+
+
+def open_drawer(facts: Facts, named: Named) -> Float[Array, "4"]:
+    """Closed fingers go down behind the handle, and pull."""
+    # Midway between the drawer's front and its handle.
+    hook = named.goal[:2] - jnp.array([0.0, (DRAWER_HALF_SIZE[1] + DRAWER_HANDLE - DRAWER_HANDLE_HALF) / 2])
+    away = jnp.linalg.norm(facts.tcp[:2] - hook)
+    behind = (away < 0.025) & (facts.tcp[2] < _HOOK_HEIGHT + 0.015)
+    down = (away < 0.008) & (facts.opening < 0.1)
+    above = jnp.append(hook, jnp.where(down, _HOOK_HEIGHT, _APPROACH_HEIGHT))
+    pulled = facts.command - jnp.array([0.0, 0.6 * ACTION_SCALE, 0.0])
+    return _towards(facts, jnp.where(behind, pulled, above), _CLOSE)
+
+
+def put_in_drawer(facts: Facts, named: Named) -> Float[Array, "4"]:
+    """Leaves the handle upwards, then picks the cube and puts it down in the drawer."""
+    put = _put(facts, named.object, named.goal, DRAWER_FLOOR + CUBE_HALF_SIZE)
+    at_handle = jnp.abs(facts.tcp[:2] - named.goal[:2] + jnp.array([0.0, DRAWER_HANDLE])) < 0.04
+    hooked = at_handle.all() & (facts.tcp[2] < 0.09) & (facts.opening < 0.3)
+    return jnp.where(hooked, _towards(facts, _with_height(facts.command, _APPROACH_HEIGHT), _CLOSE), put)
+
+
+def shut_drawer(facts: Facts, named: Named) -> Float[Array, "4"]:
+    """Goes before the handle, and pushes; fingers stay open, for what they close on counts as held."""
+    handle = named.goal[:2] - jnp.array([0.0, DRAWER_HANDLE + DRAWER_HANDLE_HALF])
+    start = handle - jnp.array([0.0, _FINGERS_SPREAD + 0.015])
+    across, before = facts.tcp[0] - handle[0], handle[1] - facts.tcp[1]
+    low = facts.tcp[2] < _HOOK_HEIGHT + 0.015
+    pushing = low & (jnp.abs(across) < 0.02) & (before > _FINGERS_SPREAD - 0.01)
+    over = jnp.linalg.norm(facts.tcp[:2] - start) < 0.012
+    high = facts.tcp[2] > 0.8 * _APPROACH_HEIGHT
+    height = jnp.where(over, _HOOK_HEIGHT, _APPROACH_HEIGHT)
+    destination = jnp.where(high | over, jnp.append(start, height), _with_height(facts.command, _APPROACH_HEIGHT))
+    pushed = facts.command + jnp.array([0.0, 0.6 * ACTION_SCALE, 0.0])
+    destination = jnp.where(pushing, pushed, destination)
+    done = facts.drawn < 0.005
+    return _towards(facts, jnp.where(done, jnp.append(start, facts.command[2]), destination), _OPEN)
 
 
 def _put(facts: Facts, target: Float[Array, "3"], goal: Float[Array, "3"], rest: float) -> Float[Array, "4"]:
@@ -113,6 +153,7 @@ EXPERTS = {
     "pick_place": (place, place),
     "place_both": (place, place, place_other, place_other),
     "stack_press": (stack, stack, press),
+    "drawer": (open_drawer, put_in_drawer, shut_drawer),
 }
 
 

@@ -19,7 +19,7 @@ def sample_layout(task: Task, key: PRNGKeyArray) -> Layout:
     n, g = task.num_objects, task.num_goals
     named_object = jax.random.randint(name_object, (), 0, n)
     named_goal = jax.random.randint(name_goal, (), 0, max(g, 1))
-    low, high = jnp.array(task.area[0]), jnp.array(task.area[1])
+    low, high = jnp.array([task.area] * n + [task.goal_area or task.area] * g).swapaxes(0, 1)
     candidates = jax.random.uniform(place, (_CANDIDATES, n + g, 2), minval=low, maxval=high)
     # The first that is good enough, not the most spread of all: that would push everything to the borders.
     slack = jnp.minimum(jax.vmap(_least_separation)(candidates) - task.separation, 0.0)

@@ -2,7 +2,8 @@
 
 Joint frames are those of the Franka Emika Panda (MuJoCo Menagerie, ``franka_emika_panda/panda.xml``); its meshes are
 replaced by capsules and cylinders, which collide with nothing. Only what a task needs may touch: objects the table,
-the fingers and each other. Positions are metres, angles radians; z points up, x away from the robot's base.
+the fingers, each other and a drawer's floor; fingers a drawer's handle. Positions are metres, angles radians; z points
+up, x away from the robot's base.
 
 Geom group 0 is what the wrist camera can see; group 1 (the arm between base and fingers) it never does.
 """
@@ -21,6 +22,11 @@ OBJECT_COLORS = {"red": (0.95, 0.12, 0.1), "green": (0.1, 0.8, 0.15), "blue": (0
 SHAPES = ("cube", "cylinder", "sphere")  # that objects may look like
 HIDDEN_HEIGHT = -5.0  # metres
 CAMERA_NAMES = ("front", "wrist")
+DRAWER_TRAVEL = 0.1  # metres from shut to open, towards -y
+DRAWER_FLOOR = 0.003  # metres, half of its thickness
+DRAWER_HALF_SIZE = (0.045, 0.04)  # metres, in x and y
+DRAWER_HANDLE = 0.075  # metres from the drawer's middle to that of its handle, towards -y
+DRAWER_HANDLE_HALF = 0.006  # metres, in y
 
 _ARM_COLOR = ".9 .9 .9 1"
 _POSITION_GAINS = (2000, 2000, 1500, 1500, 800, 800, 500)
@@ -127,15 +133,49 @@ def marker(name: str, geom: str) -> str:
     return f'<body name="{name}" mocap="true"><geom name="{name}" {geom}/></body>'
 
 
+def drawer(name: str, rgb: str) -> str:
+    """A drawer in a low cabinet, open above where it is drawn out; ``name`` is the geom of its floor.
+
+    The origin is the middle of that floor when the drawer is shut. Its handle is a bar that fingers go behind. The
+    cabinet stands wherever its two joints put it, too heavy to move (MJX moves no child of a mocap body).
+    """
+    (x, y), walls, post = DRAWER_HALF_SIZE, 0.008, 'size=".005 .018 .004"'
+    shut = f'type="box" rgba="{rgb} 1"'
+    shell = 'type="box" rgba=".8 .75 .65 1"'
+    out = -(y + DRAWER_HANDLE) / 2
+    heavy = 'type="slide" damping="1e5" armature="1e3"'
+    return f"""<body name="cabinet" gravcomp="1">
+      <joint name="cabinet_x" {heavy} axis="1 0 0"/><joint name="cabinet_y" {heavy} axis="0 1 0"/>
+      <inertial mass="5" pos="0 0 0" diaginertia=".1 .1 .1"/>
+      <geom {shell} size=".004 {y + 0.005} .031" pos="{-x - 0.007} 0 .028"/>
+      <geom {shell} size=".004 {y + 0.005} .031" pos="{x + 0.007} 0 .028"/>
+      <geom {shell} size="{x + 0.011} .004 .031" pos="0 {y + 0.009} .028"/>
+      <geom {shell} size="{x + 0.011} {y + 0.009} .003" pos="0 .004 .062"/>
+      <body name="drawer" pos="0 0 {DRAWER_FLOOR}" gravcomp="1">
+        <joint name="drawer" type="slide" axis="0 -1 0" range="0 {DRAWER_TRAVEL}" damping="4" armature=".1"/>
+        <inertial mass=".3" pos="0 0 0" diaginertia="1e-3 1e-3 1e-3"/>
+        <geom name="{name}" {shut} size="{x} {y} {DRAWER_FLOOR}" contype="1" friction="1 .01 .001"/>
+        <geom {shut} size="{x} .003 {walls}" pos="0 {-y} {walls}"/>
+        <geom {shut} size="{x} .003 {walls}" pos="0 {y} {walls}"/>
+        <geom {shut} size=".003 {y} {walls}" pos="{-x} 0 {walls}"/>
+        <geom {shut} size=".003 {y} {walls}" pos="{x} 0 {walls}"/>
+        <geom {shut} {post} pos="-.028 {out} .012"/>
+        <geom {shut} {post} pos=".028 {out} .012"/>
+        <geom name="handle" {shut} size=".033 {DRAWER_HANDLE_HALF} .018" pos="0 {-DRAWER_HANDLE} .022"
+              conaffinity="1"/>
+      </body></body>"""
+
+
 def hidden(name: str, geom: str) -> str:
     """A geom that is seen only where a picture's stage puts it; till then it is under the table."""
     return f'<geom name="{name}" {geom} pos="0 0 {HIDDEN_HEIGHT}"/>'
 
 
 def build_model(bodies: list[str]) -> mujoco.MjModel:
-    """The robot at its table, with a task's ``bodies`` (XML of :func:`cube` and :func:`marker`).
+    """The robot at its table, with a task's ``bodies`` (XML of :func:`cube`, :func:`marker`, :func:`drawer`).
 
-    ``qpos`` is seven arm joints, two fingers, then position and quaternion of each cube.
+    ``qpos`` is seven arm joints, two fingers, position and quaternion of each cube, then (x, y) of a
+    cabinet and how far its drawer is open.
     """
     return mujoco.MjModel.from_xml_string(f"""<mujoco model="tabletop">{_DEFAULTS}
     <worldbody>

@@ -242,6 +242,7 @@ class Tabletop:
             opening=jnp.clip(fingers.sum() / (2 * scene.FINGER_TRAVEL), 0.0, 1.0),
             objects=physics.geom_xpos[self.object_geoms],
             goals=physics.geom_xpos[self.goal_geoms],
+            drawn=physics.qpos[-1] if self._task.drawer else jnp.zeros(()),
         )
 
     def _lay_out(self, layout: Layout, arm_jitter: Float[Array, "7"]) -> mjx.Data:
@@ -255,6 +256,8 @@ class Tabletop:
         half, zero = layout.object_yaw / 2, jnp.zeros_like(layout.object_yaw)
         quaternion = jnp.stack([jnp.cos(half), zero, zero, jnp.sin(half)], axis=-1)
         cubes = jnp.concatenate([objects, quaternion], axis=-1).reshape(-1)
+        if self._task.drawer:
+            return self._home.replace(qpos=jnp.concatenate([arm, cubes, *layout.goal_xy, jnp.zeros(1)]), ctrl=arm)
         return self._home.replace(qpos=jnp.concatenate([arm, cubes]), ctrl=arm, mocap_pos=goals)
 
     def _cast(self, stage: Stage) -> list[tuple[View, Hits]]:

@@ -1,7 +1,7 @@
 """The tasks: their words, their objects, how a layout is drawn, and what counts as done.
 
 In every task several objects are in view and the instruction names one, so a policy that ignores words fails. The last
-three ask for several skills in turn.
+four ask for several skills in turn.
 """
 
 import dataclasses
@@ -22,6 +22,8 @@ REACH_RADIUS = 0.03  # metres between tcp and sphere
 LIFT_HEIGHT = 0.10  # metres above rest
 GOAL_RADIUS = 0.03  # metres in the plane between object and goal
 REST_TOLERANCE = 0.005  # metres
+OPENED = 0.08  # metres that an open drawer is drawn out
+SHUT = 0.015  # metres that a shut one still may be
 STACK_TOLERANCE = 0.02  # metres between where a cube lies and the top of another
 PRESS_RADIUS = 0.025  # metres in the plane between tcp and button
 RELEASED_OPENING = 0.75  # of the gripper's full opening; a cube held keeps it at 0.55
@@ -59,6 +61,7 @@ class Facts:
     opening: Float[Array, "*B"]
     objects: Float[Array, "*B n 3"]
     goals: Float[Array, "*B g 3"]
+    drawn: Float[Array, "*B"]  # how far a drawer is open; zero where there is none
 
 
 class Named(NamedTuple):
@@ -116,6 +119,7 @@ class Task:
       goal_colors: colours of the goals, in slot order; empty where there is none.
       goal_radius: metres, as drawn.
       area: corners (x, y) of the part of the table where things are put, metres.
+      goal_area: the same for goals, where theirs is another.
       separation: least distance between any two things at the start, metres.
       path_clearance: least distance of other objects to the straight line from the named one to its goal, metres.
       clear_height: tcp height above which nothing is touched, metres.
@@ -125,6 +129,7 @@ class Task:
       goal_height: metres, half of the goals' thickness.
       names_other: whether the instruction names both objects.
       both: whether each object has to be at a goal of its own.
+      drawer: whether the goal is a drawer, in its cabinet.
       skills: what has to be done in turn; empty: only the end counts.
     """
 
@@ -134,6 +139,7 @@ class Task:
     goal_colors: tuple[str, ...] = ()
     goal_radius: float = 0.0
     area: tuple[tuple[float, float], tuple[float, float]]
+    goal_area: tuple[tuple[float, float], tuple[float, float]] | None = None
     separation: float = 0.12
     path_clearance: float = 0.0
     clear_height: float
@@ -143,6 +149,7 @@ class Task:
     goal_height: float = 0.001
     names_other: bool = False
     both: bool = False
+    drawer: bool = False
     skills: tuple[Skill, ...] = ()
 
     @property
@@ -203,6 +210,32 @@ def _judge_stack(facts: Facts):
     """Of every object, whether it lies on the next one; tasks with two objects."""
     error = _to_top(facts.objects, jnp.roll(facts.objects, -1, axis=0))[:, None]
     return error < STACK_TOLERANCE, error  # that it was let go is a skill
+
+
+def _in_drawer(objects: Float[Array, "... 3"], drawer: Float[Array, "3"]) -> Bool[Array, "..."]:
+    """Whether a cube lies in the drawer, the middle of whose floor is given."""
+    x, y = scene.DRAWER_HALF_SIZE
+    room = jnp.array([x - CUBE_HALF_SIZE, y - CUBE_HALF_SIZE, REST_TOLERANCE])
+    rest = drawer + jnp.array([0.0, 0.0, scene.DRAWER_FLOOR + CUBE_HALF_SIZE])
+    return jnp.all(jnp.abs(objects - rest) < room, axis=-1)
+
+
+def _judge_drawer(facts: Facts):
+    """Of every object, whether it lies in the drawer, and that is shut."""
+    error = _distance_to_goals(facts) + facts.drawn
+    return _in_drawer(facts.objects, facts.goals[0])[:, None] & (facts.drawn < SHUT), error
+
+
+def _opened(facts: Facts, named: Named) -> Bool[Array, ""]:
+    return facts.drawn > OPENED
+
+
+def _put_in(facts: Facts, named: Named) -> Bool[Array, ""]:
+    return _in_drawer(named.object, named.goal) & _let_go(facts) & (facts.tcp[2] > _LEFT_HEIGHT)
+
+
+def _shut(facts: Facts, named: Named) -> Bool[Array, ""]:
+    return facts.drawn < SHUT
 
 
 def _picked(facts: Facts, named: Named) -> Bool[Array, ""]:
@@ -350,6 +383,29 @@ TASKS = {
         ),
         **_TWO_CUBES,
     ),
+    "drawer": Task(
+        phrases=(
+            "open the drawer for the {object} cube, put the {object} cube in the drawer, then shut the drawer",
+            "pull the drawer out, lay the {object} block inside and push the drawer back in",
+        ),
+        num_objects=2,
+        object_shape="cube",
+        goal_colors=("yellow",),
+        goal_height=scene.DRAWER_FLOOR,
+        drawer=True,
+        area=((0.42, -0.2), (0.62, -0.08)),
+        goal_area=((0.48, 0.17), (0.56, 0.19)),
+        clear_height=0.1,
+        episode_steps=144,
+        expert_steps=128,
+        judge=_judge_drawer,
+        skills=(
+            # Up to the grasp, where gripper contacts cut: so it has to say of what.
+            Skill(phrase="open the drawer for the {object} cube", met=_opened),
+            Skill(phrase="put the {object} cube in the drawer", met=_put_in),
+            Skill(phrase="shut the drawer", met=_shut),
+        ),
+    ),
 }
 TASK_NAMES = tuple(TASKS)
 
@@ -435,6 +491,9 @@ def build_model(task: Task, varied: bool = False) -> mujoco.MjModel:
     goals = []
     for slot, color in enumerate(task.goal_colors):
         rgb = " ".join(map(str, GOAL_COLORS[color]))
+        if task.drawer:
+            goals.append(scene.drawer(f"goal{slot}", rgb))
+            continue
         disc = f'type="cylinder" size="{task.goal_radius} {task.goal_height}" rgba="{rgb} 1"'
         goals.append(scene.marker(f"goal{slot}", disc))
     return scene.build_model(objects + goals + (_varied_looks(task) if varied else []))
