@@ -30,13 +30,14 @@ from wam_jax.evaluation.report import Report, write_summary
 from wam_jax.evaluation.robustness import add_robustness, conditions, evaluate_robustness
 from wam_jax.evaluation.success import EvaluationConfig, TaskResult, TaskText, evaluate_task
 from wam_jax.posttraining.restore import load_policy
+from wam_jax.serving.remote import is_address
 from wam_jax.sim.tasks import TASK_NAMES, wordings
 from wam_jax.training.restore import Trained
 from wam_jax.types import Text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="run folder, its best/, or an export")
+    parser.add_argument("checkpoint", help="run folder, its best/, an export, or ws://HOST:PORT of `wam serve`")
     parser.add_argument("--tasks", nargs="+", choices=TASK_NAMES, help="default: what the model was trained on")
     parser.add_argument("--config", default="configs/common.py", help="devices and numbers (default: %(default)s)")
     parser.add_argument("--grounding", action="store_true", help="also what actions look at and depend on, with films")
@@ -60,8 +61,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if not tasks:
         console.log(f"{args.checkpoint} was not trained on simulated tasks: no closed loop, only what actions look at")
     results, seconds = evaluate(config, trained, tasks, mesh)
-    out = args.out or args.checkpoint / "evaluation"
-    report = Report(f"Evaluation of {args.checkpoint.name}", subtitle=f"step {trained.step}")
+    out = args.out or Path(args.checkpoint) / "evaluation"
+    report = Report(f"Evaluation of {Path(args.checkpoint).name}", subtitle=f"step {trained.step}")
     if results:
         report_evaluation(report, config, trained, results)
         console.table("Closed-loop evaluation", COLUMNS, result_rows(results))
@@ -80,6 +81,10 @@ def _check(
     args: argparse.Namespace, config: ConfigDict, tasks: Sequence[str], shapes: tuple[tuple[int, ...], ...]
 ) -> None:
     """Raises ConfigError, or ValueError, for what would go wrong after hours of evaluation."""
+    if is_address(args.checkpoint) and (args.grounding or not args.out):
+        raise ConfigError(
+            f"{args.checkpoint} is elsewhere: give --out FOLDER for the report; --grounding is for where its run is"
+        )
     if args.masks and not args.grounding:
         raise ConfigError(f"--masks {args.masks} is for --grounding; ask for that, too")
     if not tasks and (args.robustness or not args.masks):

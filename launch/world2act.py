@@ -33,7 +33,8 @@ from wam_jax.policy import imagining_mode
 from wam_jax.posttraining.adapters import AdapterConfig, Adapters, adapter_loss, define_adapters, inverse_loss
 from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.residual import ResidualConfig
-from wam_jax.posttraining.restore import ADAPTERS, fingerprint
+from wam_jax.posttraining.restore import ADAPTERS, fingerprint, load_base
+from wam_jax.serving.remote import is_address
 from wam_jax.sharding import replicated
 from wam_jax.sim import compilation
 from wam_jax.sim.rollout import draw, rollout, scripted_actor
@@ -63,6 +64,11 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
         raise ConfigError(f"config.posttrain.method={numbers.method!r} is unknown (has: {', '.join(METHODS)})")
     if not config.init and not starts:
         raise ConfigError("config.init is empty; name the run whose policy is to be improved")
+    if is_address(config.init) and (numbers.method != "residual" or not numbers.world):
+        raise ConfigError(
+            f"the policy at {config.init} can only be corrected: set config.posttrain.method=residual, and "
+            "config.posttrain.world to the run of a world model"
+        )
     if len(config.demos.tasks) != 1:
         raise ConfigError(f"config.demos.tasks is {config.demos.tasks}; post-training is for one task")
     for name, seed in (("evaluation", config.evaluation.seed), ("train.score", config.train.score.seed)):
@@ -146,7 +152,7 @@ def prepare(config: ConfigDict, mesh: Mesh, directory: Path, shared: Path | None
       directory: of the run.
       shared: where what is imagined is kept, for several runs; None: in the run's folder.
     """
-    base = load_trained(Path(config.init), mesh)
+    base = load_base(config.init, mesh)
     world = load_trained(Path(config.posttrain.world), mesh) if config.posttrain.world else base
     chunk = _chunk_of(world, base, config)
     task = described_task(base.meta["config"], config.demos.tasks[0])
@@ -175,8 +181,7 @@ def _chunk_of(world: Trained, base: Trained, config: ConfigDict) -> int:
     if len(spacing) != 1:
         raise ConfigError(f"the world model's frames at steps {own['frame_steps']} are not evenly spaced")
     chunk = spacing.pop()
-    layout = base.policy.definition.bind(base.policy.definition.shapes()).layout
-    executed = layout.actions_per_block if layout.autoregressive else None
+    executed = base.policy.block()
     if theirs["action_horizon"] < chunk or executed not in (None, chunk):
         raise ConfigError(
             f"the policy of {config.init} gives {executed or theirs['action_horizon']} actions at a time, the world "

@@ -74,6 +74,11 @@ class Policy:
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tokens)
         return PolicyState(empty_history(model, known), nothing_executed(model, len(known.embodiment)), blank)
 
+    def block(self) -> int | None:
+        """Actions that a causal model predicts, and then remembers as executed, at a time; None for any other."""
+        layout = self.definition.bind(self.definition.shapes()).layout
+        return layout.actions_per_block if layout.autoregressive else None
+
     def images(self, params: PolicyParams) -> tuple[int, ...]:
         """How many control steps ago each image of an observation was taken, the newest last.
 

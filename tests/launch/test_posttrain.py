@@ -22,6 +22,10 @@ from wam_jax.sim.tabletop import Tabletop
         ({"posttrain.trajectories": 33}, "config.posttrain.trajectories=33 is no multiple of"),
         ({"posttrain.adapters.hard_share": 1.5}, "config.posttrain.adapters.hard_share=1.5 is no share, 0 to 1"),
         ({"posttrain.imagination": "mine"}, "config.posttrain.imagination='mine' is unknown (has: world, expert)"),
+        (
+            {"init": "ws://a:1", "posttrain.world": ""},
+            "the policy at ws://a:1 can only be corrected: set config.posttrain",
+        ),
         ({"posttrain.method": "lora"}, "config.posttrain.method='lora' needs config.train.lora.rank"),
     ],
 )

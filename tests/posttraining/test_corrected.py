@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wam_jax.encoders import words
 from wam_jax.policy import PolicyParams
-from wam_jax.posttraining.corrected import CorrectedParams
+from wam_jax.posttraining.corrected import CorrectedParams, CorrectedRemotePolicy
 from wam_jax.posttraining.online import ResidualLearner, WholeLearner
+from wam_jax.types import Text
 
 
 def moving(params: CorrectedParams) -> CorrectedParams:
@@ -22,6 +24,39 @@ def test_with_a_residual_of_zero_it_is_the_base_bit_for_bit(fast_wam):
     expected, _ = jax.jit(base.act)(plain, None, seen, jax.random.key(3))
     found, _ = jax.jit(policy.act)(params, None, seen, jax.random.key(3))
     np.testing.assert_array_equal(found, expected[:, : policy.chunks.block])
+
+
+class Elsewhere:
+    """A policy whose actions, six at a time, are what each robot's state begins with."""
+
+    address = "ws://nowhere"
+
+    def ask(self, message):
+        assert message["prompt"] == ["up", "down", "up"]
+        assert {name: images.shape for name, images in message["images"].items()} == {"a": (3, 16, 16, 3)}
+        return {"actions": np.broadcast_to(message["proprio"][:, None, :4], (3, 6, 4)).copy()}
+
+
+def test_a_policy_elsewhere_is_corrected_within_a_compiled_loop(fast_wam):
+    _, policy, params, seen = fast_wam
+    encoded = words.text_encoder().encode(["up", "down", "up"], 16)
+    text = Text(features=jnp.asarray(encoded.features), mask=jnp.asarray(encoded.mask))
+    seen = dataclasses.replace(seen, text=text)
+    own = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
+    remote = CorrectedRemotePolicy(**own, connection=Elsewhere(), cameras=("a",), shape=(6, 4))
+
+    @jax.jit
+    def act(params):
+        def step(proprio, key):
+            actions, _ = remote.act(params, None, dataclasses.replace(seen, proprio=proprio), key)
+            return proprio + 1, actions
+
+        return jax.lax.scan(step, seen.proprio, jax.random.split(jax.random.key(0), 2))[1]
+
+    first = np.broadcast_to(np.asarray(seen.proprio)[:, None, :4], (3, policy.chunks.block, 4))
+    np.testing.assert_array_equal(act(params), np.stack([first, np.float32(first + 1)]))
+    assert np.abs(act(moving(params)) - act(params)).max() > 1e-3
+    assert (remote.block(), remote.images(params), remote.init_state(params, seen)) == (None, (0,), None)
 
 
 def test_what_is_executed_is_what_the_loss_sees(fast_wam):

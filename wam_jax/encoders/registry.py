@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from wam_jax import assets
-from wam_jax.encoders import dinov2, dinov3, efficientnet_lite, minilm, perception, siglip2, t5, vjepa2
+from wam_jax.encoders import dinov2, dinov3, efficientnet_lite, minilm, perception, siglip2, t5, vjepa2, words
 from wam_jax.encoders.frozen import FrozenEncoder
 from wam_jax.encoders.text import TextEncoder
 from wam_jax.weights.files import open_weights
@@ -82,10 +82,14 @@ def _entry(name: str) -> Entry:
 def text_encoder(name: str) -> TextEncoder:
     """A published text encoder and its tokenizer: "minilm_l6", "umt5_xxl", "t5_v1_1_xxl", "siglip2_base_patch16_224"…
 
+    "words" gives instructions as they are, for policies elsewhere.
+
     Raises:
       KeyError: the name is unknown, or its weights are no registered asset.
       assets.AssetMissing, assets.AssetCorrupt: the weights are not here, or not the registered ones.
     """
+    if name == words.NAME:
+        return words.text_encoder()
     if name == minilm.ASSET:
         return minilm.text_encoder()
     if name.startswith("siglip2_"):

@@ -142,14 +142,14 @@ def evaluate_task(task: TaskText, trained: Trained, config: EvaluationConfig, me
     scripted_run = rollout(env, scripted_actor(env), env.episode_steps)
     told = informed(task, trained.params)
     misinformed = dataclasses.replace(told, misinform=jnp.asarray(True))
-    untrained = informed(task, trained.untrained())
     plan: list[tuple[str, Callable, Any]] = [
         ("trained", policy_run, told),
         ("wrong_instruction", policy_run, misinformed),
-        ("untrained", policy_run, untrained),
         ("random", scripted_run, jnp.asarray(1.0)),
         ("expert", scripted_run, jnp.asarray(0.0)),
     ]
+    if jax.tree.leaves(trained.params.model):  # it is here, and no address
+        plan.insert(2, ("untrained", policy_run, informed(task, trained.untrained())))
     controllers, seconds, traces = {}, {}, {}
     for name, run, params in console.progress(plan, f"evaluate {task.name}"):
         controllers[name], seconds[name], traces[name] = _run(run, params, episodes, config, mesh)
@@ -280,7 +280,7 @@ def _speed(env: Tabletop, config: EvaluationConfig, seconds: dict[str, float]) -
     """
     size = min(config.batch_size, config.episodes)
     pixels = seconds["frame"] * size * -(-env.episode_steps // config.execute)
-    total = min(seconds["trained"], seconds["untrained"])
+    total = min(seconds["trained"], seconds["wrong_instruction"])
     physics = min(seconds["random"], seconds["expert"])
     return {
         "control_steps_per_s": round(size * env.episode_steps / total, 1),

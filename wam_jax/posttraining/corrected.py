@@ -12,6 +12,7 @@ from wam_jax.policy import Policy, PolicyParams, PolicyState
 from wam_jax.posttraining.adapters import Adapters
 from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.residual import ResidualPolicy
+from wam_jax.serving.remote import RemotePolicy
 from wam_jax.types import Observation
 from wam_jax.wam.lens import Lens
 
@@ -96,3 +97,8 @@ class CorrectedPolicy(Policy):
         residual = self.residual.bind(params.residual)
         seen = self.view(encoded, observation.proprio[:, None])
         return encoded + residual(adapters, seen, proprio, observation.images[:, -1])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class CorrectedRemotePolicy(CorrectedPolicy, RemotePolicy):
+    """The same of a policy that is elsewhere: what ``CorrectedPolicy`` asks of a policy, ``RemotePolicy`` answers."""

@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 
 from data_pipelines.transforms import ActionCodec
 from wam_jax.nn.module import Definition, Params
-from wam_jax.policy import Policy
 from wam_jax.posttraining.adapters import AdapterConfig, Adapters, define_adapters
 from wam_jax.posttraining.chunk_view import ChunkView
-from wam_jax.posttraining.corrected import CorrectedParams, CorrectedPolicy
+from wam_jax.posttraining.corrected import CorrectedParams, CorrectedPolicy, CorrectedRemotePolicy
 from wam_jax.posttraining.residual import ResidualConfig, ResidualPolicy, define_residual
+from wam_jax.serving.remote import RemotePolicy, is_address, load_remote
 from wam_jax.sharding import placed, replicated
 from wam_jax.training.checkpoint import CheckpointError, Checkpoints
 from wam_jax.training.restore import Trained, load_trained
@@ -34,8 +34,9 @@ def define_correction(
     residual = define_residual(
         config, identity["adapters"]["size"], told["cameras"], told["proprio_size"], config.bounds(chunks)
     )
-    shared = {field.name: getattr(base.policy, field.name) for field in dataclasses.fields(Policy)}
-    return CorrectedPolicy(**shared, adapters=adapters, residual=residual, chunks=chunks, view=view), adapters, residual
+    shared = {field.name: getattr(base.policy, field.name) for field in dataclasses.fields(base.policy)}
+    kind = CorrectedRemotePolicy if isinstance(base.policy, RemotePolicy) else CorrectedPolicy
+    return kind(**shared, adapters=adapters, residual=residual, chunks=chunks, view=view), adapters, residual
 
 
 def _adapters(identity: dict[str, Any]) -> Definition[Adapters]:
@@ -64,20 +65,30 @@ def load_params(directory: Path, definition: Definition, mesh: Mesh) -> Params:
     return found
 
 
-def load_policy(directory: Path, mesh: Mesh) -> Trained:
-    """As ``load_trained``; of a residual's run, the policy that it corrects with it.
+def load_base(name: str | Path, mesh: Mesh) -> Trained:
+    """The policy of a run, or at an address (``ws://HOST:PORT``).
 
     Raises:
-      CheckpointError: there is no run, or the policy that it corrects is not where it was.
+      CheckpointError, RemoteError: there is none.
     """
-    meta = _meta(directory)
+    return load_remote(str(name), mesh) if is_address(name) else load_trained(Path(name), mesh)
+
+
+def load_policy(name: str | Path, mesh: Mesh) -> Trained:
+    """As ``load_base``; of a residual's run, the policy that it corrects with it.
+
+    Raises:
+      CheckpointError, RemoteError: there is none, or the policy that it corrects is not where it was.
+    """
+    directory = Path(name)
+    meta = None if is_address(name) else _meta(directory)
     if meta is None or "correction" not in meta["identity"]:
-        return load_trained(directory, mesh)
+        return load_base(name, mesh)
     identity, step = meta["identity"]["correction"], meta["step"]
-    path = Path(identity["base"])
-    if not path.exists():
+    path = identity["base"]
+    if not is_address(path) and not Path(path).exists():
         raise CheckpointError(f"{directory} corrects the policy of {path}, which is not here; put it back")
-    base = load_trained(path, mesh)
+    base = load_base(path, mesh)
     if fingerprint(base) != identity["base_fingerprint"]:
         raise CheckpointError(f"{directory} corrects another policy than {path} now is; train it anew")
     # The best of a run is kept within it, the adapters beside both.

@@ -1,0 +1,1 @@
+"""A policy behind an address: the server, and the policy that asks it."""
