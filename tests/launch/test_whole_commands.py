@@ -2,6 +2,9 @@
 
 import json
 import pathlib
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -58,6 +61,24 @@ def test_both_stages_and_a_policy_that_acts(base, tmp_path, method):
     assert found["step"] == 4
     best = ["evaluate", str(tmp_path / "run" / "best"), "--out", str(tmp_path / "best"), "--config.evaluation.films=0"]
     assert main([*best, "--config.evaluation.episodes=8", "--config.evaluation.batch_size=8"]) == 0
+
+
+def test_a_policy_elsewhere_is_evaluated_and_corrected(base, tmp_path):
+    command = [sys.executable, "-m", "launch.cli", "serve", str(base), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        address = next(found[0] for line in server.stderr if (found := re.search(r"ws://\S+", line)))
+        few = ["--config.evaluation.episodes=8", "--config.evaluation.batch_size=8", "--config.evaluation.films=1"]
+        assert main(["evaluate", address, *few, "--out", str(tmp_path / "evaluation")]) == 0
+        arguments = ["--config", "configs/world2act/posttrain.py", f"--config.init={address}"]
+        arguments += ["--config.demos.episodes=(24,)", f"--config.demos.directory={base.parent / 'data'}"]
+        words = ["--config.data.text_encoder=words", "--config.data.text_tokens=256"]
+        world = f"--config.posttrain.world={base}"  # the last word counts
+        run = str(tmp_path / "run")
+        assert main(["posttrain", *arguments, *words, *SHORT, *STAGES, world, "--workdir", run]) == 0
+        assert main(["evaluate", run, *few, "--out", str(tmp_path / "corrected")]) == 0
+        server.terminate()
+    assert set(json.loads((tmp_path / "evaluation" / "summary.json").read_text())["tasks"]) == {"reach"}
+    assert json.loads((tmp_path / "corrected" / "summary.json").read_text())["step"] == 4
 
 
 def test_what_actions_look_at_and_changed_conditions(base, tmp_path):
