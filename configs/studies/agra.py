@@ -22,7 +22,8 @@ def get_config() -> ConfigDict:
     config.base.alignment.variant = "none"
     config.base.model.options.video_batch_share = 1.0
     config.base.evaluation.films = 0
-    config.base.train.optimizer.steps = 1000
+    # After 600 steps the base succeeds in .24 of episodes, after 800 in .75 (validation seed 77).
+    config.base.train.optimizer.steps = 700
     config.base.train.batch_size = 32
     config.base.evaluation.episodes = 64  # of each task, at each seed
     config.base.evaluation.robustness_episodes = 24

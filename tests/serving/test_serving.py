@@ -44,7 +44,7 @@ def make_trained(tiny, system, **changes):
     identity = {
         "codec": codec.to_dict(),
         "proprio": proprio.to_dict(),
-        "interface": {"action_horizon": 4, "proprio_size": 3},
+        "interface": {"action_horizon": 4, "proprio_size": 3, "embodiments": 2},
         "tokenizer": {"image_size": [16, 16]},
         "data": {"cameras": list(CAMERAS)},
     }
@@ -182,6 +182,7 @@ BAD = [
     ({"proprio": np.full(3, np.nan, np.float32)}, "proprio holds what is no number"),
     ({"key": np.zeros(3, np.uint32)}, r"key is uint32\[3\]; send uint32\[2\]"),
     ({"embodiment": "arm"}, "embodiment is <U3"),
+    ({"embodiment": 2}, "embodiment is 2; the policy knows 2, from 0 on"),
     ({"images": dict.fromkeys(CAMERAS, np.zeros((2, 16, 16, 3), np.uint8))}, r"proprio is float32\[3\]"),
 ]
 

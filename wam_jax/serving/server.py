@@ -90,6 +90,9 @@ class PolicyService:
             raise WireError(
                 f"embodiment is {robot.dtype}{list(robot.shape)}; send a number, or one for each of a batch"
             )
+        robots = self.trained.meta["identity"]["interface"].get("embodiments", 1)
+        if robot.min() < 0 or robot.max() >= robots:
+            raise WireError(f"embodiment is {robot.tolist()}; the policy knows {robots}, from 0 on")
         if not np.isfinite(proprio).all():
             raise WireError("proprio holds what is no number")
         stacked = np.stack(images, -4)  # before H, W, 3
