@@ -141,6 +141,7 @@ def get_config() -> ConfigDict:
     # Stage 1: sizes are those of posttraining/adapters.py.
     config.posttrain.adapters = ConfigDict(
         {
+            "preset": "latents",  # latents | features (of the world model's hidden tokens; wider adapters)
             "batch_size": 32,
             "hard_share": 0.25,
             # See posttraining/chunk_view.py: columns of proprioception in which displacements begin (empty: they are

@@ -17,13 +17,14 @@ from launch.config import ConfigError, to_plain
 from launch.data import open_data
 from launch.job import Job, run_job
 from launch.tokenizers import encode_dataset
-from launch.world2act import Work
+from launch.world2act import Work, adapter_sizes
 from wam_jax import console
 from wam_jax.evaluation.success import EvaluationConfig, closed_loop_score, episodes_of
 from wam_jax.nn.lora import FACTORS, Lora, with_lora
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import PolicyParams
 from wam_jax.posttraining.adapters import Adapters
+from wam_jax.posttraining.eyes import Eyes, eyes_of, frame_channels, seen_by
 from wam_jax.posttraining.online import (
     Frozen,
     Learner,
@@ -38,7 +39,6 @@ from wam_jax.posttraining.residual import ResidualConfig
 from wam_jax.posttraining.restore import define_correction, fingerprint, load_policy
 from wam_jax.sharding import replicated
 from wam_jax.sim import compilation
-from wam_jax.tokenizers.tokenizer import Tokenizer
 from wam_jax.training.losses import wam_loss
 from wam_jax.training.optimizer import OptimizerConfig
 from wam_jax.training.partition import everything, matching
@@ -173,18 +173,20 @@ def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None
 
 
 def _read(config: ConfigDict, work: Work, read: Callable[[Adapters, Array], Array]) -> Float[np.ndarray, "K ..."]:
-    """What ``read`` makes of the adapters and the world model's latents of all that was imagined."""
-    decoded = config.posttrain.imagination == "world"
+    """What ``read`` makes of the adapters and what they see of all that was imagined."""
+    decoded, sizes = config.posttrain.imagination == "world", adapter_sizes(config)
 
-    def run(tokenizer: Tokenizer, params: Params, images: jax.Array):
+    def run(eyes: Eyes, params: Params, images: jax.Array):
+        tokenizer = eyes.tokenizers.visual
         if decoded:  # but for the start, which is a picture as it is: what decoding costs is no motion
             start = tokenizer.decode(tokenizer.start(images[:, 0])[0][:, None])
             images = jnp.concatenate([start, images[:, 1:]], 1)
-        return read(work.adapters.bind(params), tokenizer.encode(images))
+        return read(work.adapters.bind(params), seen_by(sizes, work.world, eyes, tokenizer.encode(images)))
 
     jitted, pictures = jax.jit(run), work.imagined.pictures
     parts = [pictures[i : i + _AT_ONCE] for i in range(0, len(pictures), _AT_ONCE)]
-    return np.concatenate([np.asarray(jitted(work.world.params.tokenizer, work.adapter_params, x)) for x in parts])
+    eyes = eyes_of(sizes, work.world)
+    return np.concatenate([np.asarray(jitted(eyes, work.adapter_params, x)) for x in parts])
 
 
 def _endless(count: int, batch_size: int, seed: int, take: Callable[[Any], Any]) -> grain.DatasetIterator:
@@ -218,7 +220,7 @@ def _learner(config: ConfigDict, work: Work) -> tuple[Learner, Definition, dict[
             "base": config.init,
             "base_fingerprint": fingerprint(base),
             "adapters": dataclasses.asdict(work.adapters.bind(work.adapters.shapes()).config),
-            "channels": len(work.data.windows.cameras) * work.world.params.tokenizer.config.latent_shape[-1],
+            "channels": frame_channels(adapter_sizes(config), work.world),
             "chunks": codec.to_dict(),
             "view": work.view.to_dict(),
             "residual": dataclasses.asdict(ResidualConfig(**to_plain(config.posttrain.residual.options))),

@@ -30,8 +30,9 @@ from wam_jax.alone import alone_in
 from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, task_env
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import imagining_mode
-from wam_jax.posttraining.adapters import AdapterConfig, Adapters, adapter_loss, define_adapters, inverse_loss
+from wam_jax.posttraining.adapters import PRESETS, AdapterConfig, Adapters, adapter_loss, define_adapters, inverse_loss
 from wam_jax.posttraining.chunk_view import ChunkView
+from wam_jax.posttraining.eyes import Eyes, eyes_of, frame_channels, seen_by
 from wam_jax.posttraining.residual import ResidualConfig
 from wam_jax.posttraining.restore import ADAPTERS, fingerprint, load_base
 from wam_jax.serving.remote import is_address
@@ -40,7 +41,7 @@ from wam_jax.sim import compilation
 from wam_jax.sim.rollout import draw, rollout, scripted_actor
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import skill_text
-from wam_jax.training.losses import Tokenizers, encode_batch
+from wam_jax.training.losses import encode_batch
 from wam_jax.training.optimizer import OptimizerConfig
 from wam_jax.training.restore import Trained, load_trained
 from wam_jax.training.trainer import Trainer
@@ -95,8 +96,16 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
         fields, options = [field.name for field in dataclasses.fields(kind)], to_plain(numbers[name].options)
         if unknown := sorted(set(options) - set(fields)):
             raise ConfigError(f"config.posttrain.{name}.options has no {unknown[0]!r} (has: {', '.join(fields)})")
-    if AdapterConfig(**to_plain(numbers.adapters.options)).video != "latents":
-        raise ConfigError("config.posttrain.adapters.options.video: `wam posttrain` has latents, and no features")
+    if numbers.adapters.preset not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise ConfigError(f"config.posttrain.adapters.preset={numbers.adapters.preset!r} is unknown (has: {known})")
+    adapter_sizes(config)
+
+
+def adapter_sizes(config: ConfigDict) -> AdapterConfig:
+    """One of the published presets, with what is set beside it."""
+    numbers = config.posttrain.adapters
+    return dataclasses.replace(PRESETS[numbers.preset], **to_plain(numbers.options))
 
 
 class Imagined(NamedTuple):
@@ -247,13 +256,12 @@ def train_adapters(
     config: ConfigDict, data: Data, view: ChunkView, world: Trained, mesh: Mesh, directory: Path
 ) -> tuple[Definition[Adapters], Params]:
     """Stage 1, on demonstrations; of the comparator, inverse dynamics with the same networks."""
-    numbers, tokenizer = config.posttrain.adapters, world.params.tokenizer
-    sizes = AdapterConfig(**to_plain(numbers.options))
-    channels = len(data.windows.cameras) * tokenizer.config.latent_shape[-1]
+    numbers, tokenizer, sizes = config.posttrain.adapters, world.params.tokenizer, adapter_sizes(config)
+    channels = frame_channels(sizes, world)
     definition = define_adapters(sizes, channels, _block(data.codec), data.codec.action_size)
 
-    def loss(params: Params, frozen: Tokenizers, batch: Batch, key: jax.Array, step: jax.Array):
-        return _sequence_loss(config, data, view, definition, params, frozen, batch)
+    def loss(params: Params, eyes: Eyes, batch: Batch, key: jax.Array, step: jax.Array):
+        return _sequence_loss(config, data, view, definition, world, params, eyes, batch)
 
     job = Job(
         name="adapters",
@@ -269,9 +277,10 @@ def train_adapters(
             "adapters": dataclasses.asdict(sizes),
             "objective": "inverse dynamics" if config.posttrain.method == "pixels" else "contrastive",
             "tokenizer": tokenizer_key(tokenizer),
+            **({"world": fingerprint(world)} if sizes.video == "features" else {}),
             "view": view.to_dict(),
         },
-        frozen=jax.device_put(Tokenizers(tokenizer), replicated(mesh)),
+        frozen=jax.device_put(eyes_of(sizes, world), replicated(mesh)),
         latents=encode_dataset(data, tokenizer) if config.data.precompute_latents else None,
         alike=numbers.hard_share,
     )
@@ -288,16 +297,18 @@ def _sequence_loss(
     data: Data,
     view: ChunkView,
     definition: Definition[Adapters],
+    world: Trained,
     params: Params,
-    frozen: Tokenizers,
+    eyes: Eyes,
     batch: Batch,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    batch, latents = encode_batch(frozen, batch)
+    batch, latents = encode_batch(eyes.tokenizers, batch)
+    seen = seen_by(adapter_sizes(config), world, eyes, latents)
     there = jnp.asarray(batch.image_mask).any(-1)
     loss = inverse_loss if config.posttrain.method == "pixels" else adapter_loss
     starts = jnp.asarray(data.proprio.unnormalise(batch.proprio[:, :-1]))
     actions = view(jnp.asarray(batch.actions), starts)
-    return loss(definition.bind(params), latents, actions, there[:, :-1] & there[:, 1:])
+    return loss(definition.bind(params), seen, actions, there[:, :-1] & there[:, 1:])
 
 
 def heldout_sequences(config: ConfigDict, work: Work) -> dict[str, float]:
@@ -306,11 +317,11 @@ def heldout_sequences(config: ConfigDict, work: Work) -> dict[str, float]:
     here = starts.validation[0].num_episodes
     size = min(config.posttrain.adapters.batch_size, here)
     batch = starts.validation_windows(here // size * size, config.seed, 0)
-    told = (config, work.data, work.view, work.adapters)
-    loss = jax.jit(lambda params, frozen, batch: _sequence_loss(*told, params, frozen, batch)[1])
-    frozen = Tokenizers(work.world.params.tokenizer)
+    told = (config, work.data, work.view, work.adapters, work.world)
+    loss = jax.jit(lambda params, eyes, batch: _sequence_loss(*told, params, eyes, batch)[1])
+    eyes = eyes_of(adapter_sizes(config), work.world)
     parts = [jax.tree.map(lambda x, i=i: x[i : i + size], batch) for i in range(0, here // size * size, size)]
-    found = [loss(work.adapter_params, frozen, part) for part in parts]
+    found = [loss(work.adapter_params, eyes, part) for part in parts]
     return {"windows": size * len(parts), **{name: float(np.mean([p[name] for p in found])) for name in found[0]}}
 
 

@@ -26,6 +26,10 @@ from wam_jax.sim.tabletop import Tabletop
             {"init": "ws://a:1", "posttrain.world": ""},
             "the policy at ws://a:1 can only be corrected: set config.posttrain",
         ),
+        (
+            {"posttrain.adapters.preset": "pixels"},
+            "config.posttrain.adapters.preset='pixels' is unknown (has: latents, features)",
+        ),
         ({"posttrain.method": "lora"}, "config.posttrain.method='lora' needs config.train.lora.rank"),
     ],
 )

@@ -1,0 +1,107 @@
+"""What World2Act's video adapter sees of frames: their latents, or a world model's hidden tokens of them.
+
+The second is as the paper's other description of the adapters has it. Every frame is then read by itself, where the
+model has the present: without noise, without a future and without words, so that a frame of a demonstration and an
+imagined one give what they show and nothing of how they came about.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from wam_jax.nn.module import Params
+from wam_jax.posttraining.adapters import AdapterConfig
+from wam_jax.training.losses import Tokenizers
+from wam_jax.training.restore import Trained
+from wam_jax.types import Text
+from wam_jax.wam.lens import Lens
+from wam_jax.wam.model import Known, WorldActionModel
+from wam_jax.wam.visibility import Group
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Eyes:
+    """What frames go through before the video adapter.
+
+    Attributes:
+      tokenizers: of the world model.
+      world: its parameters, where its hidden tokens are looked at; else nothing.
+    """
+
+    tokenizers: Tokenizers
+    world: Params
+
+
+def eyes_of(sizes: AdapterConfig, world: Trained) -> Eyes:
+    """A world model's."""
+    return Eyes(Tokenizers(world.params.tokenizer), world.params.model if sizes.video == "features" else {})
+
+
+def frame_channels(sizes: AdapterConfig, world: Trained) -> int:
+    """Channels of what the video adapter sees of a frame.
+
+    Raises:
+      ValueError: it is to see features, and the world model has none of single frames.
+    """
+    if sizes.video == "features":
+        return feature_width(world.policy.definition.bind(world.policy.definition.shapes()))
+    cameras = world.meta["identity"]["interface"]["cameras"]
+    return cameras * world.params.tokenizer.config.latent_shape[-1]
+
+
+def seen_by(
+    sizes: AdapterConfig, world: Trained, eyes: Eyes, latents: Float[Array, "B T V h w C"]
+) -> Float[Array, "B T ..."]:
+    """What the video adapter sees of frames."""
+    if sizes.video == "latents":
+        return latents
+    return frame_features(world.policy.definition.bind(eyes.world), latents)
+
+
+def frame_features(model: WorldActionModel, latents: Float[Array, "B T V h w C"]) -> Float[Array, "B T D"]:
+    """Mean over a frame's tokens, of all cameras, after the middle layer; no gradient reaches the model.
+
+    Raises:
+      ValueError: the model is given no present frame.
+    """
+    group, sizes = _present(model), model.interface
+    flat = latents.reshape(-1, 1, *latents.shape[2:])
+    rows = len(flat)
+    words = Text(features=jnp.zeros((rows, 1, sizes.text_width)), mask=jnp.ones((rows, 1), bool))
+    known = Known(
+        values={group.stream: flat},
+        present={},
+        counted={},
+        proprio=jnp.zeros((rows, 1, sizes.proprio_size)),
+        text=words,
+        embodiment=jnp.zeros(rows, jnp.int32),
+    )
+    context = model.begin(known, lens=Lens(layers=(max(model.spec.num_layers // 2 - 1, 0),)))
+    (entry,) = model.extend(context, (group,), known).cache.entries
+    assert entry.layers is not None  # the lens asks for them
+    hidden = jax.lax.stop_gradient(entry.layers)
+    return hidden[0].mean(1).astype(jnp.float32).reshape(*latents.shape[:2], -1)
+
+
+def feature_width(model: WorldActionModel) -> int:
+    """Channels of :func:`frame_features`.
+
+    Raises:
+      ValueError: as there.
+    """
+    return model.spec.expert_of(_present(model).stream).width
+
+
+def _present(model: WorldActionModel) -> Group:
+    """The tokens of the present.
+
+    Raises:
+      ValueError: it is not given any.
+    """
+    video = (g for g in model.layout.groups if model.spec.stream(g.stream).kind == "video" and g.clean and g.block == 0)
+    if (found := next(video, None)) is None:
+        raise ValueError(f"{model.spec.name} is given no present frame; set posttrain.adapters.preset=latents")
+    return found
