@@ -30,7 +30,7 @@ from wam_jax.evaluation.report import Report, write_summary
 from wam_jax.evaluation.robustness import add_robustness, conditions, evaluate_robustness
 from wam_jax.evaluation.success import EvaluationConfig, TaskResult, TaskText, evaluate_task
 from wam_jax.posttraining.restore import load_policy
-from wam_jax.serving.remote import is_address
+from wam_jax.serving.remote import RemotePolicy, is_address
 from wam_jax.sim.tasks import TASK_NAMES, wordings
 from wam_jax.training.restore import Trained
 from wam_jax.types import Text
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     mesh = devices.start(config)
     trained = load_policy(args.checkpoint, mesh)
     tasks = args.tasks or trained.meta["config"]["demos"]["tasks"]
-    _check(args, config, tasks, object_shapes(trained.meta["config"]["demos"].get("object_shapes", {})))
+    _check(args, trained, config, tasks, object_shapes(trained.meta["config"]["demos"].get("object_shapes", {})))
     recorded = None
     if args.masks:
         size = tuple(trained.meta["identity"]["tokenizer"]["image_size"])
@@ -78,13 +78,17 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _check(
-    args: argparse.Namespace, config: ConfigDict, tasks: Sequence[str], shapes: tuple[tuple[int, ...], ...]
+    args: argparse.Namespace,
+    trained: Trained,
+    config: ConfigDict,
+    tasks: Sequence[str],
+    shapes: tuple[tuple[int, ...], ...],
 ) -> None:
     """Raises ConfigError, or ValueError, for what would go wrong after hours of evaluation."""
-    if is_address(args.checkpoint) and (args.grounding or not args.out):
-        raise ConfigError(
-            f"{args.checkpoint} is elsewhere: give --out FOLDER for the report; --grounding is for where its run is"
-        )
+    if is_address(args.checkpoint) and not args.out:
+        raise ConfigError(f"{args.checkpoint} is elsewhere; give --out FOLDER for the report")
+    if isinstance(trained.policy, RemotePolicy) and args.grounding:
+        raise ConfigError("nobody can look into a policy that is elsewhere; ask for --grounding where its run is")
     if args.masks and not args.grounding:
         raise ConfigError(f"--masks {args.masks} is for --grounding; ask for that, too")
     if not tasks and (args.robustness or not args.masks):

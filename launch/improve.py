@@ -24,7 +24,7 @@ from wam_jax.nn.lora import FACTORS, Lora, with_lora
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import PolicyParams
 from wam_jax.posttraining.adapters import Adapters
-from wam_jax.posttraining.eyes import Eyes, eyes_of, frame_channels, seen_by
+from wam_jax.posttraining.eyes import Eyes, eyes_of, frame_channels
 from wam_jax.posttraining.online import (
     Frozen,
     Learner,
@@ -174,18 +174,17 @@ def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None
 
 def _read(config: ConfigDict, work: Work, read: Callable[[Adapters, Array], Array]) -> Float[np.ndarray, "K ..."]:
     """What ``read`` makes of the adapters and what they see of all that was imagined."""
-    decoded, sizes = config.posttrain.imagination == "world", adapter_sizes(config)
+    decoded, eyes = config.posttrain.imagination == "world", eyes_of(adapter_sizes(config), work.world)
 
     def run(eyes: Eyes, params: Params, images: jax.Array):
         tokenizer = eyes.tokenizers.visual
         if decoded:  # but for the start, which is a picture as it is: what decoding costs is no motion
             start = tokenizer.decode(tokenizer.start(images[:, 0])[0][:, None])
             images = jnp.concatenate([start, images[:, 1:]], 1)
-        return read(work.adapters.bind(params), seen_by(sizes, work.world, eyes, tokenizer.encode(images)))
+        return read(work.adapters.bind(params), eyes.see(tokenizer.encode(images)))
 
     jitted, pictures = jax.jit(run), work.imagined.pictures
     parts = [pictures[i : i + _AT_ONCE] for i in range(0, len(pictures), _AT_ONCE)]
-    eyes = eyes_of(sizes, work.world)
     return np.concatenate([np.asarray(jitted(eyes, work.adapter_params, x)) for x in parts])
 
 

@@ -23,11 +23,13 @@ from launch.demos import demo_datasets
 from launch.improve import Tracking, imitate, improve
 from launch.world2act import Work, check_posttrain, heldout_sequences, prepare
 from wam_jax import console
+from wam_jax.encoders import words
 from wam_jax.evaluation import media
 from wam_jax.evaluation.report import Report, write_summary
 from wam_jax.evaluation.statistics import Rate, paired_difference, ranking
 from wam_jax.evaluation.success import EvaluationConfig, policy_outcomes
 from wam_jax.posttraining.restore import ADAPTERS, load_policy
+from wam_jax.serving.remote import is_address
 from wam_jax.training.metrics import read_metrics
 
 _FILMS, _FPS = 6, 8
@@ -44,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(args.config, overrides)
+    if is_address(config.init):  # it is told words as they are
+        config.data.text_encoder, config.data.text_tokens = words.NAME, words.LENGTH
     check_posttrain(config)
     mesh = devices.start(config)
     workdir = args.workdir or default_workdir(args.config)

@@ -19,7 +19,7 @@ from launch.config import load_config
 from launch.data import encode_text
 from wam_jax import console
 from wam_jax.posttraining.restore import load_policy
-from wam_jax.serving.server import HEALTH, PolicyService, open_server
+from wam_jax.serving.server import HEALTH, PolicyService, listen, open_server
 from wam_jax.training.restore import Trained
 from wam_jax.types import Text
 
@@ -33,9 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(args.config, overrides)
+    sock = listen(args.host, args.port)  # before what takes time
     service = make_service(load_policy(args.checkpoint, devices.start(config)))
-    with open_server(service, args.host, args.port) as server:
-        host, port = server.socket.getsockname()[:2]
+    with open_server(service, sock) as server:
+        host, port = sock.getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
         if not _is_loopback(host):
             console.log(f"{host} can be reached from other machines, and nobody is asked for a password")
         cameras = ", ".join(service.cameras)
@@ -60,9 +62,11 @@ def make_service(trained: Trained) -> PolicyService:
     picture = np.zeros((*([ages] if ages > 1 else []), *service.image_size, 3), np.uint8)
     proprio = np.zeros(trained.meta["identity"]["interface"]["proprio_size"], np.float32)
     console.log("compiling for single observations")
-    service.session().answer({"images": dict.fromkeys(service.cameras, picture), "proprio": proprio, "prompt": "reach"})
+    session = service.session()
+    for _ in range(2):  # before a first observation there is no past
+        session.answer({"images": dict.fromkeys(service.cameras, picture), "proprio": proprio, "prompt": "reach"})
     return service
 
 
 def _is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host).is_loopback
+    return ipaddress.ip_address(host.strip("[]")).is_loopback

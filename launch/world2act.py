@@ -32,7 +32,7 @@ from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import imagining_mode
 from wam_jax.posttraining.adapters import PRESETS, AdapterConfig, Adapters, adapter_loss, define_adapters, inverse_loss
 from wam_jax.posttraining.chunk_view import ChunkView
-from wam_jax.posttraining.eyes import Eyes, eyes_of, frame_channels, seen_by
+from wam_jax.posttraining.eyes import Eyes, eyes_of, frame_channels
 from wam_jax.posttraining.residual import ResidualConfig
 from wam_jax.posttraining.restore import ADAPTERS, fingerprint, load_base
 from wam_jax.serving.remote import is_address
@@ -261,7 +261,7 @@ def train_adapters(
     definition = define_adapters(sizes, channels, _block(data.codec), data.codec.action_size)
 
     def loss(params: Params, eyes: Eyes, batch: Batch, key: jax.Array, step: jax.Array):
-        return _sequence_loss(config, data, view, definition, world, params, eyes, batch)
+        return _sequence_loss(config, data, view, definition, params, eyes, batch)
 
     job = Job(
         name="adapters",
@@ -297,18 +297,16 @@ def _sequence_loss(
     data: Data,
     view: ChunkView,
     definition: Definition[Adapters],
-    world: Trained,
     params: Params,
     eyes: Eyes,
     batch: Batch,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     batch, latents = encode_batch(eyes.tokenizers, batch)
-    seen = seen_by(adapter_sizes(config), world, eyes, latents)
     there = jnp.asarray(batch.image_mask).any(-1)
     loss = inverse_loss if config.posttrain.method == "pixels" else adapter_loss
     starts = jnp.asarray(data.proprio.unnormalise(batch.proprio[:, :-1]))
     actions = view(jnp.asarray(batch.actions), starts)
-    return loss(definition.bind(params), seen, actions, there[:, :-1] & there[:, 1:])
+    return loss(definition.bind(params), eyes.see(latents), actions, there[:, :-1] & there[:, 1:])
 
 
 def heldout_sequences(config: ConfigDict, work: Work) -> dict[str, float]:
@@ -317,7 +315,7 @@ def heldout_sequences(config: ConfigDict, work: Work) -> dict[str, float]:
     here = starts.validation[0].num_episodes
     size = min(config.posttrain.adapters.batch_size, here)
     batch = starts.validation_windows(here // size * size, config.seed, 0)
-    told = (config, work.data, work.view, work.adapters, work.world)
+    told = (config, work.data, work.view, work.adapters)
     loss = jax.jit(lambda params, eyes, batch: _sequence_loss(*told, params, eyes, batch)[1])
     eyes = eyes_of(adapter_sizes(config), work.world)
     parts = [jax.tree.map(lambda x, i=i: x[i : i + size], batch) for i in range(0, here // size * size, size)]

@@ -10,6 +10,8 @@ import pytest
 
 from launch.cli import main
 from launch.world2act import METHODS
+from wam_jax.posttraining.restore import load_policy
+from wam_jax.sharding import make_mesh
 from wam_jax.training.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.slow
@@ -49,6 +51,9 @@ def test_both_stages_and_a_policy_that_acts(base, tmp_path, method):
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 4
+    if method == "residual":  # what acts, as a server would describe it
+        interface = load_policy(tmp_path / "run", make_mesh({"data": -1})).meta["identity"]["interface"]
+        assert interface["action_horizon"] == 8
     (imagined,) = (tmp_path / "run").glob("imagined_*.npz")
     made = [path.stat().st_mtime_ns for path in (imagined, *(tmp_path / "run").rglob("commit_success.txt"))]
     assert main(whole) == 0  # all of it is found
@@ -71,10 +76,9 @@ def test_a_policy_elsewhere_is_evaluated_and_corrected(base, tmp_path):
         assert main(["evaluate", address, *few, "--out", str(tmp_path / "evaluation")]) == 0
         arguments = ["--config", "configs/world2act/posttrain.py", f"--config.init={address}"]
         arguments += ["--config.demos.episodes=(24,)", f"--config.demos.directory={base.parent / 'data'}"]
-        words = ["--config.data.text_encoder=words", "--config.data.text_tokens=256"]
         world = f"--config.posttrain.world={base}"  # the last word counts
         run = str(tmp_path / "run")
-        assert main(["posttrain", *arguments, *words, *SHORT, *STAGES, world, "--workdir", run]) == 0
+        assert main(["posttrain", *arguments, *SHORT, *STAGES, world, "--workdir", run]) == 0
         assert main(["evaluate", run, *few, "--out", str(tmp_path / "corrected")]) == 0
         server.terminate()
     assert set(json.loads((tmp_path / "evaluation" / "summary.json").read_text())["tasks"]) == {"reach"}

@@ -1,6 +1,7 @@
 """A policy behind an address acts as it does here; mistakes are answered, and nothing that is sent is executed."""
 
 import contextlib
+import dataclasses
 import pickle
 import threading
 import urllib.request
@@ -12,13 +13,14 @@ import msgpack
 import numpy as np
 import pytest
 from hypothesis.extra import numpy as arrays
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.encoders import words
 from wam_jax.policy import Policy, PolicyParams
 from wam_jax.serving.remote import Connection, RemoteError, is_address, load_remote
-from wam_jax.serving.server import HEALTH, PolicyService, open_server
+from wam_jax.serving.server import HEALTH, PolicyService, listen, open_server
 from wam_jax.serving.wire import WireError, pack, unpack
 from wam_jax.sharding import make_mesh
 from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer
@@ -44,22 +46,32 @@ def make_trained(tiny, system, **changes):
     identity = {
         "codec": codec.to_dict(),
         "proprio": proprio.to_dict(),
-        "interface": {"action_horizon": 4, "proprio_size": 3, "embodiments": 2},
+        "interface": {
+            "action_horizon": 4,
+            "proprio_size": 3,
+            "embodiments": 2,
+            "cameras": 2,
+            "frame_steps": [0, 2, 4],
+        },
         "tokenizer": {"image_size": [16, 16]},
         "data": {"cameras": list(CAMERAS)},
     }
-    meta = {"identity": {**identity, **changes}, "config": {"data": {"cameras": list(CAMERAS)}, "demos": {}}}
+    meta = {
+        "identity": {**identity, **changes},
+        "config": {"data": {"cameras": list(CAMERAS)}, "demos": {"tasks": ["reach"]}, "secret": 1},
+    }
     policy = Policy(definition=definition, codec=codec, proprio=proprio)
     params = PolicyParams(model=tiny.params(definition), tokenizer=tokenizer)
     return Trained(policy, params, make_mesh({"data": 1}, jax.devices()[:1]), 7, meta)
 
 
 @contextlib.contextmanager
-def served(trained):
-    with open_server(PolicyService(trained, encode), "127.0.0.1", 0) as server:
+def served(trained, port=0):
+    sock = listen("127.0.0.1", port)
+    with open_server(PolicyService(trained, encode), sock) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        yield f"ws://127.0.0.1:{sock.getsockname()[1]}"
         server.shutdown()
         thread.join()
 
@@ -145,7 +157,7 @@ def test_what_is_served_acts_as_it_does_here(here, address):
     for told in (message(), message(2)):
         wanted, _ = act(here.params, None, observe(told), key)
         found = connection.ask({**told, "key": np.asarray(jax.random.key_data(key))})["actions"]
-        assert found.shape == (4, 4) if told["prompt"] == PROMPTS[0] else (2, 4, 4)
+        assert found.shape == ((4, 4) if told["prompt"] == PROMPTS[0] else (2, 4, 4))
         np.testing.assert_array_equal(found, np.asarray(wanted).reshape(found.shape))
     other = connection.ask({**message(), "prompt": "reach the green sphere", "key": np.zeros(2, np.uint32)})
     assert np.abs(other["actions"] - connection.ask({**message(), "key": np.zeros(2, np.uint32)})["actions"]).max() > 0
@@ -184,6 +196,14 @@ BAD = [
     ({"embodiment": "arm"}, "embodiment is <U3"),
     ({"embodiment": 2}, "embodiment is 2; the policy knows 2, from 0 on"),
     ({"images": dict.fromkeys(CAMERAS, np.zeros((2, 16, 16, 3), np.uint8))}, r"proprio is float32\[3\]"),
+    (
+        {
+            "images": dict.fromkeys(CAMERAS, np.zeros((0, 16, 16, 3), np.uint8)),
+            "proprio": np.zeros((0, 3), np.float32),
+            "prompt": [],
+        },
+        "the batch is empty",
+    ),
 ]
 
 
@@ -204,6 +224,17 @@ def test_mistakes_are_answered_and_the_connection_stays(address):
         assert "the message is no msgpack" in raw.recv()
 
 
+def test_it_says_what_is_needed_and_no_more(here, address):
+    connection = Connection(address)
+    assert connection.description["config"] == {"data": {"cameras": list(CAMERAS)}, "demos": {"tasks": ["reach"]}}
+    connection.close()
+
+
+def test_web_pages_are_refused(address):
+    with pytest.raises(InvalidStatus, match="HTTP 403"):
+        connect(address, origin="http://somewhere").close()
+
+
 def test_it_says_that_it_is_well(address):
     with urllib.request.urlopen(address.replace("ws", "http", 1) + HEALTH) as answer:
         assert answer.status == 200
@@ -220,6 +251,36 @@ def test_a_causal_policy_remembers_by_connection_until_told_otherwise(tiny):
         with pytest.raises(RemoteError, match="remembers one past; batches of episodes need one that does not"):
             load_remote(address, make_mesh({"data": 1}, jax.devices()[:1]))
         first.close(), second.close()
+
+
+def test_a_lost_connection_is_made_again_unless_to_another_policy(tiny, here):
+    with served(here) as address:
+        connection = Connection(address)
+        wanted = connection.ask(message(key=np.zeros(2, np.uint32)))["actions"]
+    port = int(address.rsplit(":", 1)[1])
+    with served(here, port):
+        found = connection.ask(message(key=np.zeros(2, np.uint32)))["actions"]
+        np.testing.assert_array_equal(found, wanted)
+    with served(dataclasses.replace(here, step=8), port), pytest.raises(RemoteError, match="another policy is at"):
+        connection.ask(message())
+    with pytest.raises(RemoteError, match="no policy answers at"):
+        connection.ask(message())
+
+
+def test_a_remote_policy_chooses_among_no_candidates(here, address):
+    remote = load_remote(address, here.mesh)
+    several = dataclasses.replace(remote.policy, candidates=3)
+    with pytest.raises(ValueError, match=r"a policy that is elsewhere gives one chunk; set evaluation\.candidates=1"):
+        several.act(remote.params, None, observe(message()), jax.random.key(0))
+
+
+def test_a_port_that_is_taken():
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ValueError, match=rf"cannot listen at 127\.0\.0\.1:{port} .*; choose another --host or --port"
+        ):
+            listen("127.0.0.1", port)
 
 
 def test_a_policy_that_says_too_little_is_refused(tiny):

@@ -1,8 +1,8 @@
 """What World2Act's video adapter sees of frames: their latents, or a world model's hidden tokens of them.
 
 The second is as the paper's other description of the adapters has it. Every frame is then read by itself, where the
-model has the present: without noise, without a future and without words, so that a frame of a demonstration and an
-imagined one give what they show and nothing of how they came about.
+model has the present: without noise, a future or words, so that a frame of a demonstration and an imagined one give
+what they show and nothing of how they came about.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from wam_jax.nn.module import Params
+from wam_jax.nn.module import Definition, Params
 from wam_jax.posttraining.adapters import AdapterConfig
 from wam_jax.training.losses import Tokenizers
 from wam_jax.training.restore import Trained
@@ -28,16 +28,23 @@ class Eyes:
 
     Attributes:
       tokenizers: of the world model.
-      world: its parameters, where its hidden tokens are looked at; else nothing.
+      world, definition: the world model, where its hidden tokens are looked at; else nothing.
     """
 
     tokenizers: Tokenizers
     world: Params
+    definition: Definition[WorldActionModel] | None = dataclasses.field(metadata={"static": True})
+
+    def see(self, latents: Float[Array, "B T V h w C"]) -> Float[Array, "B T ..."]:
+        """What the video adapter sees of frames."""
+        return latents if self.definition is None else frame_features(self.definition.bind(self.world), latents)
 
 
 def eyes_of(sizes: AdapterConfig, world: Trained) -> Eyes:
     """A world model's."""
-    return Eyes(Tokenizers(world.params.tokenizer), world.params.model if sizes.video == "features" else {})
+    features = sizes.video == "features"
+    tokenizers, model = Tokenizers(world.params.tokenizer), world.params.model if features else {}
+    return Eyes(tokenizers, model, world.policy.definition if features else None)
 
 
 def frame_channels(sizes: AdapterConfig, world: Trained) -> int:
@@ -50,15 +57,6 @@ def frame_channels(sizes: AdapterConfig, world: Trained) -> int:
         return feature_width(world.policy.definition.bind(world.policy.definition.shapes()))
     cameras = world.meta["identity"]["interface"]["cameras"]
     return cameras * world.params.tokenizer.config.latent_shape[-1]
-
-
-def seen_by(
-    sizes: AdapterConfig, world: Trained, eyes: Eyes, latents: Float[Array, "B T V h w C"]
-) -> Float[Array, "B T ..."]:
-    """What the video adapter sees of frames."""
-    if sizes.video == "latents":
-        return latents
-    return frame_features(world.policy.definition.bind(eyes.world), latents)
 
 
 def frame_features(model: WorldActionModel, latents: Float[Array, "B T V h w C"]) -> Float[Array, "B T D"]:

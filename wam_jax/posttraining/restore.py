@@ -102,7 +102,10 @@ def load_policy(name: str | Path, mesh: Mesh) -> Trained:
         adapters=load_params(adapters_folder, adapters, mesh),
         residual=load_params(directory, residual, mesh),
     )
-    return dataclasses.replace(base, policy=policy, params=params, step=step)
+    own = {name: meta["identity"].get(name) for name in ("correction", "posttrain", "seed")}
+    interface = {**base.meta["identity"]["interface"], "action_horizon": policy.chunks.block}
+    described = {**base.meta["identity"], "interface": interface, "corrected": own}
+    return dataclasses.replace(base, policy=policy, params=params, step=step, meta={**base.meta, "identity": described})
 
 
 def _meta(directory: Path) -> dict[str, Any] | None:

@@ -19,17 +19,33 @@ from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.encoders import words
 from wam_jax.nn.module import define
 from wam_jax.policy import Policy, PolicyParams, PolicyState
-from wam_jax.serving.wire import LIMIT, pack, unpack
+from wam_jax.serving.wire import ANSWER_SECONDS, LIMIT, PING_SECONDS, pack, unpack
 from wam_jax.training.restore import Trained
 from wam_jax.types import Observation
 from wam_jax.wam.lens import Lens
 
-_OPEN_SECONDS, _ANSWER_SECONDS = 10, 600  # the first answer to a batch of a new size waits for a compiler
-# What a server has to say of its policy, beside what it may: the parts of a checkpoint's description that are read.
-_NEEDED = {
-    "identity": ("codec", "proprio", "interface", "tokenizer", "data"),
-    "config": ("data", "demos"),
-}
+_OPEN_SECONDS = 10
+# What a server has to say of its policy: the parts of a checkpoint's description that are read.
+_NEEDED = (
+    "identity.codec",
+    "identity.proprio",
+    "identity.interface.action_horizon",
+    "identity.interface.proprio_size",
+    "identity.interface.cameras",
+    "identity.interface.frame_steps",
+    "identity.tokenizer.image_size",
+    "identity.data.cameras",
+    "config.data.cameras",
+    "config.demos.tasks",
+)
+# And what it may.
+DESCRIBED = (
+    *_NEEDED,
+    "identity.interface.embodiments",
+    "identity.seed",
+    "config.data.embodiments",
+    "config.demos.object_shapes",
+)
 
 
 class RemoteError(RuntimeError):
@@ -53,26 +69,48 @@ class Connection:
 
     def __init__(self, address: str):
         self.address, self._lock = address, threading.Lock()
+        self.description = self._open()
+
+    def _open(self) -> Mapping[str, Any]:
+        """Connects; what is said first."""
         try:
             self._socket: ClientConnection = connect(
-                address, compression=None, max_size=LIMIT, open_timeout=_OPEN_SECONDS, ping_interval=None, proxy=None
+                self.address,
+                compression=None,
+                max_size=LIMIT,
+                open_timeout=_OPEN_SECONDS,
+                ping_interval=PING_SECONDS,
+                ping_timeout=None,  # pings only keep the connection: questions have a patience of their own
+                proxy=None,
             )
-            self.description: Mapping[str, Any] = unpack(self._received(_OPEN_SECONDS))
+            described = unpack(self._received(_OPEN_SECONDS))
         except (OSError, WebSocketException, ValueError) as error:
-            raise RemoteError(f"no policy answers at {address} ({error}); start one with `wam serve`") from error
+            raise RemoteError(f"no policy answers at {self.address} ({error}); start one with `wam serve`") from error
+        if not isinstance(described, Mapping):
+            raise RemoteError(f"the policy at {self.address} does not describe itself")
+        return described
 
     def ask(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The answer to a message.
+        """The answer to a message; asked once more, on another connection, if this one is lost.
 
         Raises:
-          RemoteError: the server complains, or is gone.
+          RemoteError: the server complains, is gone, or serves something else by now.
         """
         with self._lock:
             try:
-                self._socket.send(pack(message))
-                return unpack(self._received(_ANSWER_SECONDS))
+                return self._asked(message)
+            except (OSError, WebSocketException):
+                self._socket.close()
+                if self._open().get("fingerprint") != self.description.get("fingerprint"):
+                    raise RemoteError(f"another policy is at {self.address} by now") from None
+            try:
+                return self._asked(message)
             except (OSError, WebSocketException) as error:
                 raise RemoteError(f"the policy at {self.address} is gone ({error})") from error
+
+    def _asked(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        self._socket.send(pack(message))
+        return unpack(self._received(ANSWER_SECONDS))
 
     def _received(self, seconds: float) -> bytes:
         found = self._socket.recv(timeout=seconds)
@@ -110,7 +148,13 @@ class RemotePolicy(Policy):
     def act(
         self, params: PolicyParams, policy_state: PolicyState | None, observation: Observation, rng: jax.Array
     ) -> tuple[Float[Array, "B K A"], PolicyState | None]:
-        """One chunk of raw robot actions for each observation; the same key, the same actions."""
+        """One chunk of raw robot actions for each observation; the same key, the same actions.
+
+        Raises:
+          ValueError: it is to choose among several.
+        """
+        if self.candidates > 1:
+            raise ValueError("a policy that is elsewhere gives one chunk; set evaluation.candidates=1")
         size = len(observation.proprio)
         seen = (observation.images[:, -1], observation.proprio, observation.text, observation.embodiment)
         given = jax.ShapeDtypeStruct((size, *self.shape), jnp.float32)
@@ -161,6 +205,14 @@ class RemotePolicy(Policy):
         return observation.images[:, -1:]
 
 
+def _is_told(told: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not isinstance(told, Mapping) or part not in told:
+            return False
+        told = told[part]
+    return True
+
+
 def _nothing(rngs: nnx.Rngs) -> Any:
     """The model is elsewhere."""
     return nnx.Module()
@@ -174,12 +226,11 @@ def load_remote(address: str, mesh: Mesh) -> Trained:
     """
     connection = Connection(address)
     told = connection.description
-    for part, names in _NEEDED.items():
-        if missing := [name for name in names if name not in told.get(part, {})]:
-            raise RemoteError(f"the policy at {address} does not say its {part}.{missing[0]}")
+    if missing := [name for name in _NEEDED if not _is_told(told, name)]:
+        raise RemoteError(f"the policy at {address} does not say its {missing[0]}")
     if told.get("remembers"):
         raise RemoteError(f"the policy at {address} remembers one past; batches of episodes need one that does not")
-    identity = told["identity"]
+    identity = {**told["identity"], "fingerprint": told.get("fingerprint")}
     config = {**told["config"], "data": {**told["config"]["data"], "text_encoder": words.NAME}}
     config["data"]["text_tokens"] = words.LENGTH
     codec = ActionCodec.from_dict(identity["codec"])

@@ -1,17 +1,19 @@
 """A policy behind a websocket, in openpi's protocol: a description first, then actions for every observation.
 
-A client connects and is sent what the policy is (``PolicyService.description``). Then, for each observation,
+A client connects and is sent what the policy is (``PolicyService.description``; ``DESCRIBED`` is what clients here read
+of any server). Then, for each observation,
 
     {"images": {camera: uint8[H, W, 3]}, "proprio": f32[P], "prompt": "lift the red cube"}
 
 it gets ``{"actions": f32[K, A]}``, raw robot actions. With an axis before all of these (and a list of prompts) it is a
 batch. A policy that reads several images (``image_ages`` of the description, in control steps) takes them as
-``[I, H, W, 3]``. One that remembers (``remembers``) does so for each connection, until ``"reset": True``. Optional are
-``"embodiment"`` (which of its robots; 0) and ``"key"``, uint32[2], which decides its noise. Mistakes are answered with
-a line of text, and the connection stays.
+``[I, H, W, 3]``. One that remembers (``remembers``) does so for each connection, until ``"reset": True``; it takes all
+K actions for executed, so execute them before asking again. Optional are ``"embodiment"`` (which of its robots; 0) and
+``"key"``, uint32[2], which decides its noise. Mistakes are answered with a line of text, and the connection stays.
 """
 
 import http
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
-from wam_jax.serving.wire import LIMIT, WireError, pack, unpack
+from wam_jax import console
+from wam_jax.posttraining.restore import fingerprint
+from wam_jax.serving.remote import DESCRIBED
+from wam_jax.serving.wire import ANSWER_SECONDS, LIMIT, PING_SECONDS, WireError, pack, unpack
 from wam_jax.training.restore import Trained
 from wam_jax.types import Observation, Text
 
@@ -41,16 +46,16 @@ class PolicyService:
     """
 
     def __init__(self, trained: Trained, encode: Callable[[Sequence[str]], Text]):
-        identity, config = trained.meta["identity"], trained.meta["config"]
+        identity = trained.meta["identity"]
         self.trained, self._encode = trained, encode
-        self._act = jax.jit(trained.policy.act)
+        self._act, self._start = jax.jit(trained.policy.act), jax.jit(trained.policy.init_state)
         self._lock = threading.Lock()  # connections share the device
         self.image_size: tuple[int, int] = tuple(identity["tokenizer"]["image_size"])
         self.cameras: tuple[str, ...] = tuple(identity["data"]["cameras"])
         self.ages = trained.policy.images(trained.params)
         self.description = {
-            "identity": identity,
-            "config": config,
+            **_selected(trained.meta, DESCRIBED),
+            "fingerprint": fingerprint(trained),
             "step": trained.step,
             "image_ages": list(self.ages),
             "remembers": trained.policy.block() is not None,
@@ -93,6 +98,8 @@ class PolicyService:
         robots = self.trained.meta["identity"]["interface"].get("embodiments", 1)
         if robot.min() < 0 or robot.max() >= robots:
             raise WireError(f"embodiment is {robot.tolist()}; the policy knows {robots}, from 0 on")
+        if not prompts:
+            raise WireError("the batch is empty")
         if not np.isfinite(proprio).all():
             raise WireError("proprio holds what is no number")
         stacked = np.stack(images, -4)  # before H, W, 3
@@ -118,7 +125,7 @@ class PolicyService:
     def start(self, observation: Observation) -> Any:
         """The memory before the first observation."""
         with self._lock:
-            return self.trained.policy.init_state(self.trained.params, observation)
+            return self._start(self.trained.params, observation)
 
 
 class Session:
@@ -163,29 +170,69 @@ def _array(name: str, given: Any, dtype: Any, shape: tuple[int, ...], batched: b
     return found if batched else found[None]
 
 
-def open_server(service: PolicyService, host: str, port: int) -> Server:
-    """A server that listens; ``serve_forever`` and ``shutdown`` are its methods.
+def _selected(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The parts of a nested dictionary that are named (``a.b.c``), as far as they are there."""
+    found: dict[str, Any] = {}
+    for name in names:
+        *folders, leaf = name.split(".")
+        source: Any = meta
+        for folder in folders:
+            source = source.get(folder, {})
+        if leaf in source:
+            target = found
+            for folder in folders:
+                target = target.setdefault(folder, {})
+            target[leaf] = source[leaf]
+    return found
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A port to serve at; 0 takes any free one.
 
     Raises:
-      OSError: the port is taken, or the host not this machine's.
+      ValueError: it is taken or not allowed, or the host is not this machine's.
     """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot listen at {host}:{port} ({error}); choose another --host or --port") from error
+
+
+def open_server(service: PolicyService, sock: socket.socket) -> Server:
+    """A server at a port; ``serve_forever`` and ``shutdown`` are its methods."""
 
     def converse(connection: ServerConnection) -> None:
         session = service.session()
         try:
             connection.send(pack(service.description))
             for message in connection:
-                try:
-                    if isinstance(message, str):
-                        raise WireError("the message is text; send msgpack")
-                    connection.send(pack(session.answer(unpack(message))))
-                except (WireError, ValueError) as error:
-                    connection.send(str(error))
+                connection.send(_answer(session, message))
         except ConnectionClosed:
             return
 
     def health(connection: ServerConnection, request: Request) -> Response | None:
         return connection.respond(http.HTTPStatus.OK, "OK\n") if request.path == HEALTH else None
 
-    # No pings: compiling for a batch of a new size takes longer than any patience for an answer.
-    return serve(converse, host, port, compression=None, max_size=LIMIT, ping_interval=None, process_request=health)
+    return serve(
+        converse,
+        sock=sock,
+        compression=None,
+        max_size=LIMIT,
+        origins=[None],  # programs have none; a web page in a browser of this machine has one, and is refused
+        ping_interval=PING_SECONDS,
+        ping_timeout=ANSWER_SECONDS,
+        process_request=health,
+    )
+
+
+def _answer(session: Session, message: str | bytes) -> str | bytes:
+    """Packed actions, or a complaint."""
+    try:
+        if isinstance(message, str):
+            raise WireError("the message is text; send msgpack")
+        return pack(session.answer(unpack(message)))
+    except WireError as error:
+        return str(error)
+    except Exception as error:  # whatever it is, one client's message must not end the conversation
+        console.log(f"an observation could not be answered: {type(error).__name__}: {error}")
+        return f"{type(error).__name__}: {error}"

@@ -7,6 +7,8 @@ import msgpack
 import numpy as np
 
 LIMIT = 256 * 2**20  # bytes of a message
+PING_SECONDS = 20  # between signs of life: proxies close what is silent for a minute
+ANSWER_SECONDS = 600  # patience; the first answer to a batch of a new size waits for a compiler
 _KINDS = "biuf"  # of numbers; objects and records are refused
 
 

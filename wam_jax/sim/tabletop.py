@@ -108,6 +108,9 @@ class Tabletop:
         names = [f"distractor{k}" for k in range(layouts.MOST_DISTRACTORS)] if varied else []
         self._distractors = np.array([self.model.geom(name).id for name in names], int)
         self.goal_geoms = np.array([self.model.geom(f"goal{i}").id for i in range(self._task.num_goals)], int)
+        # Of each goal, what is seen of it: a drawer is its walls and handle, too.
+        drawer = np.flatnonzero(self.model.geom_bodyid == self.model.body("drawer").id) if self._task.drawer else None
+        self._goal_looks = self.goal_geoms[:, None] if drawer is None else drawer[None]
         self.hand_geoms = np.array([self.model.geom(name).id for name in ("hand", "finger_left", "finger_right")])
         self._tcp = self.model.site("tcp").id
         data = mujoco.MjData(self.model)
@@ -193,7 +196,7 @@ class Tabletop:
         looks = jnp.asarray(list(self._looks.values()))[:, jnp.stack(named)]
         parts = [jnp.isin(seen, self.hand_geoms), jnp.isin(seen, looks)]
         if self._task.num_goals:
-            goals = jnp.asarray(self.goal_geoms)
+            goals = jnp.asarray(self._goal_looks)
             parts.append(jnp.isin(seen, goals if self._task.both else goals[layout.named_goal]))
         return jnp.stack(parts)
 
