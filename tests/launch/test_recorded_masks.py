@@ -118,7 +118,7 @@ def test_a_file_that_is_no_npz_is_refused(data, tmp_path):
     ],
 )
 def test_what_cannot_be_evaluated_is_said_before_anything_runs(monkeypatch, capsys, arguments, tasks, message):
-    loaded = types.SimpleNamespace(meta={"config": {"demos": {"tasks": tasks}}})
+    loaded = types.SimpleNamespace(policy=None, meta={"config": {"demos": {"tasks": tasks}}})
     monkeypatch.setattr(evaluate.devices, "start", lambda config: None)
     monkeypatch.setattr(evaluate, "load_policy", lambda directory, mesh: loaded)
     assert main(["evaluate", "runs/some", *arguments]) == 2
