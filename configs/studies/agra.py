@@ -4,9 +4,9 @@
 
 The five variants of AGRA (arXiv 2606.12217), which finds the action-condition pass best, most of all on unseen
 combinations. What is asked is whether it succeeds more often than "none"; all else is looked at beside that. All arms
-start from the same training on video alone ("before", all demonstrations), as the paper's do from a video model. Both passes read the same
-tokens of the present, so the variants differ in the two future frames alone. In all arms the future is denoised, and
-where it is aligned, aligned, on all of the batch.
+start from the same training on the video of all demonstrations ("before"), as the paper's do from a video model, and
+learn to act from a quarter of them. Both passes read the same tokens of the present, so the variants differ in the two
+future frames alone. In all arms the future is denoised, and where it is aligned, aligned, on all of the batch.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.base.model.options.video_batch_share = 1.0
     config.base.evaluation.films = 0
     # Few demonstrations, not few steps, keep the base from succeeding always: with 400 of each task it goes from .24 at
-    # 600 steps to .75 at 800, so that arms would be told apart by when they get there. With 80: .41 (validation seed 77).
+    # 600 steps to .75 at 800, which would tell arms apart by when they get there. With 80: .41 (validation seed 77).
     config.base.data.split = "train[:100]"
     config.base.train.optimizer.steps = 1000
     config.base.train.batch_size = 32
