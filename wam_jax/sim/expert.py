@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from wam_jax.sim.control import ACTION_SCALE
+from wam_jax.sim.judges import CUBE_HALF_SIZE, Facts, Named
 from wam_jax.sim.scene import DRAWER_FLOOR, DRAWER_HALF_SIZE, DRAWER_HANDLE, DRAWER_HANDLE_HALF
-from wam_jax.sim.tasks import CUBE_HALF_SIZE, Facts, Named
 
 _OPEN, _CLOSE = 1.0, -1.0
 _HOVER = 0.09  # metres above a cube before going down to it

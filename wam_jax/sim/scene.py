@@ -140,7 +140,7 @@ def drawer(name: str, rgb: str) -> str:
     cabinet stands wherever its two joints put it, too heavy to move (MJX moves no child of a mocap body).
     """
     (x, y), walls, post = DRAWER_HALF_SIZE, 0.008, 'size=".005 .018 .004"'
-    shut = f'type="box" rgba="{rgb} 1"'
+    painted = f'type="box" rgba="{rgb} 1"'
     shell = 'type="box" rgba=".8 .75 .65 1"'
     out = -(y + DRAWER_HANDLE) / 2
     heavy = 'type="slide" damping="1e5" armature="1e3"'
@@ -154,14 +154,14 @@ def drawer(name: str, rgb: str) -> str:
       <body name="drawer" pos="0 0 {DRAWER_FLOOR}" gravcomp="1">
         <joint name="drawer" type="slide" axis="0 -1 0" range="0 {DRAWER_TRAVEL}" damping="4" armature=".1"/>
         <inertial mass=".3" pos="0 0 0" diaginertia="1e-3 1e-3 1e-3"/>
-        <geom name="{name}" {shut} size="{x} {y} {DRAWER_FLOOR}" contype="1" friction="1 .01 .001"/>
-        <geom {shut} size="{x} .003 {walls}" pos="0 {-y} {walls}"/>
-        <geom {shut} size="{x} .003 {walls}" pos="0 {y} {walls}"/>
-        <geom {shut} size=".003 {y} {walls}" pos="{-x} 0 {walls}"/>
-        <geom {shut} size=".003 {y} {walls}" pos="{x} 0 {walls}"/>
-        <geom {shut} {post} pos="-.028 {out} .012"/>
-        <geom {shut} {post} pos=".028 {out} .012"/>
-        <geom name="handle" {shut} size=".033 {DRAWER_HANDLE_HALF} .018" pos="0 {-DRAWER_HANDLE} .022"
+        <geom name="{name}" {painted} size="{x} {y} {DRAWER_FLOOR}" contype="1" friction="1 .01 .001"/>
+        <geom {painted} size="{x} .003 {walls}" pos="0 {-y} {walls}"/>
+        <geom {painted} size="{x} .003 {walls}" pos="0 {y} {walls}"/>
+        <geom {painted} size=".003 {y} {walls}" pos="{-x} 0 {walls}"/>
+        <geom {painted} size=".003 {y} {walls}" pos="{x} 0 {walls}"/>
+        <geom {painted} {post} pos="-.028 {out} .012"/>
+        <geom {painted} {post} pos=".028 {out} .012"/>
+        <geom name="handle" {painted} size=".033 {DRAWER_HANDLE_HALF} .018" pos="0 {-DRAWER_HANDLE} .022"
               conaffinity="1"/>
       </body></body>"""
 

@@ -17,10 +17,11 @@ from mujoco import mjx
 
 from wam_jax.sim import control, layouts, scene, tasks
 from wam_jax.sim.expert import EXPERTS
+from wam_jax.sim.judges import Facts
 from wam_jax.sim.physics import advance, settle
 from wam_jax.sim.render import Hits, Stage, View, cast, depth_image, geometry, make_view, shade
 from wam_jax.sim.scene import CAMERA_NAMES, NUM_ARM_JOINTS
-from wam_jax.sim.tasks import TASK_NAMES, Facts, Layout, Outcome
+from wam_jax.sim.tasks import TASK_NAMES, Layout, Outcome
 from wam_jax.sim.variation import Variation, move_camera
 
 __all__ = ["PARTS", "TASK_NAMES", "SimState", "Tabletop"]

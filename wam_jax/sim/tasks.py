@@ -1,4 +1,4 @@
-"""The tasks: their words, their objects, how a layout is drawn, and what counts as done.
+"""The tasks: their words, their objects and skills, and the scene of each; what counts as done is in judges.py.
 
 In every task several objects are in view and the instruction names one, so a policy that ignores words fails. The last
 four ask for several skills in turn.
@@ -6,33 +6,21 @@ four ask for several skills in turn.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import mujoco
 from jaxtyping import Array, Bool, Float, Int
 
-from wam_jax.sim import scene
+from wam_jax.sim import judges, scene
+from wam_jax.sim.judges import Facts, Named
 from wam_jax.sim.scene import OBJECT_COLORS
 
 GOAL_COLORS = {"yellow": (1.0, 0.9, 0.1), "purple": (0.6, 0.15, 0.75)}
 
-REACH_RADIUS = 0.03  # metres between tcp and sphere
-LIFT_HEIGHT = 0.10  # metres above rest
-GOAL_RADIUS = 0.03  # metres in the plane between object and goal
-REST_TOLERANCE = 0.005  # metres
-OPENED = 0.08  # metres that an open drawer is drawn out
-SHUT = 0.015  # metres that a shut one still may be
-STACK_TOLERANCE = 0.02  # metres between where a cube lies and the top of another
-PRESS_RADIUS = 0.025  # metres in the plane between tcp and button
-RELEASED_OPENING = 0.75  # of the gripper's full opening; a cube held keeps it at 0.55
 
-_PICKED_HEIGHT = 0.03  # metres above rest
-_LEFT_HEIGHT = 0.1  # metres of the tcp over where a cube was put down
-_PRESS_HEIGHT = 0.03  # metres of the tcp over the middle of a button
 _SPHERE_RADIUS = 0.03  # metres
-CUBE_HALF_SIZE = 0.022  # metres
 _DISTRACTOR_COLORS = ((1.0, 0.5, 0.0), (0.9, 0.3, 0.7))
 DISTRACTOR_HEIGHT = 0.03  # metres, of the centre
 _WANDER_TOP = 0.25  # metres
@@ -49,32 +37,6 @@ class Layout:
     goal_xy: Float[Array, "*B g 2"]
     named_object: Int[Array, "*B"]
     named_goal: Int[Array, "*B"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Facts:
-    """The truth about a scene that judges and experts may look at; policies see pixels. Metres; opening in [0, 1]."""
-
-    tcp: Float[Array, "*B 3"]
-    command: Float[Array, "*B 3"]
-    opening: Float[Array, "*B"]
-    objects: Float[Array, "*B n 3"]
-    goals: Float[Array, "*B g 3"]
-    drawn: Float[Array, "*B"]  # how far a drawer is open; zero where there is none
-
-
-class Named(NamedTuple):
-    """Where the things are that an instruction names, metres; zeros for what a task does not have."""
-
-    object: Float[Array, "3"]
-    goal: Float[Array, "3"]
-    other: Float[Array, "3"]
-    other_goal: Float[Array, "3"]
-
-    def others_first(self) -> "Named":
-        """The other way round."""
-        return Named(self.other, self.other_goal, self.object, self.goal)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,104 +127,11 @@ class Task:
     @property
     def rest_height(self) -> float:
         """Height of an object's centre when it lies on the table, metres."""
-        return _SPHERE_RADIUS if self.object_shape == "sphere" else CUBE_HALF_SIZE
+        return _SPHERE_RADIUS if self.object_shape == "sphere" else judges.CUBE_HALF_SIZE
 
 
-def _judge_reach(facts: Facts):
-    error = jnp.linalg.norm(facts.objects - facts.tcp, axis=-1)[:, None]
-    return error < REACH_RADIUS, error
-
-
-def _judge_pick_lift(facts: Facts):
-    error = jnp.maximum(CUBE_HALF_SIZE + LIFT_HEIGHT - facts.objects[:, 2], 0.0)[:, None]
-    return error <= 0.0, error
-
-
-def _distance_to_goals(facts: Facts) -> Float[Array, "n g"]:
-    return jnp.linalg.norm(facts.objects[:, None, :2] - facts.goals[None, :, :2], axis=-1)
-
-
-def _judge_push(facts: Facts):
-    error = _distance_to_goals(facts)
-    return error < GOAL_RADIUS, error
-
-
-def _lies_at(facts: Facts, distance: Float[Array, "..."], height: Float[Array, "..."]) -> Bool[Array, "..."]:
-    """Whether a cube lies on the table and was let go, ``distance`` (metres) from a goal and at ``height``."""
-    return (distance < GOAL_RADIUS) & (jnp.abs(height - CUBE_HALF_SIZE) < REST_TOLERANCE) & _let_go(facts)
-
-
-def _let_go(facts: Facts) -> Bool[Array, ""]:
-    return facts.opening > RELEASED_OPENING
-
-
-def _judge_place(facts: Facts):
-    error = _distance_to_goals(facts)
-    return _lies_at(facts, error, facts.objects[:, 2, None]), error
-
-
-def _to_top(objects: Float[Array, "... 3"], below: Float[Array, "... 3"]) -> Float[Array, "..."]:
-    """Metres between a cube and its place on top of another."""
-    return jnp.linalg.norm(objects - below - jnp.array([0.0, 0.0, 2 * CUBE_HALF_SIZE]), axis=-1)
-
-
-def _judge_stack(facts: Facts):
-    """Of every object, whether it lies on the next one; tasks with two objects."""
-    error = _to_top(facts.objects, jnp.roll(facts.objects, -1, axis=0))[:, None]
-    return error < STACK_TOLERANCE, error  # that it was let go is a skill
-
-
-def _in_drawer(objects: Float[Array, "... 3"], drawer: Float[Array, "3"]) -> Bool[Array, "..."]:
-    """Whether a cube lies in the drawer, the middle of whose floor is given."""
-    x, y = scene.DRAWER_HALF_SIZE
-    room = jnp.array([x - CUBE_HALF_SIZE, y - CUBE_HALF_SIZE, REST_TOLERANCE])
-    rest = drawer + jnp.array([0.0, 0.0, scene.DRAWER_FLOOR + CUBE_HALF_SIZE])
-    return jnp.all(jnp.abs(objects - rest) < room, axis=-1)
-
-
-def _judge_drawer(facts: Facts):
-    """Of every object, whether it lies in the drawer, and that is shut."""
-    error = _distance_to_goals(facts) + facts.drawn
-    return _in_drawer(facts.objects, facts.goals[0])[:, None] & (facts.drawn < SHUT), error
-
-
-def _opened(facts: Facts, named: Named) -> Bool[Array, ""]:
-    return facts.drawn > OPENED
-
-
-def _put_in(facts: Facts, named: Named) -> Bool[Array, ""]:
-    return _in_drawer(named.object, named.goal) & _let_go(facts) & (facts.tcp[2] > _LEFT_HEIGHT)
-
-
-def _shut(facts: Facts, named: Named) -> Bool[Array, ""]:
-    return facts.drawn < SHUT
-
-
-def _picked(facts: Facts, named: Named) -> Bool[Array, ""]:
-    return named.object[2] > CUBE_HALF_SIZE + _PICKED_HEIGHT
-
-
-def _placed(facts: Facts, named: Named) -> Bool[Array, ""]:
-    away = jnp.linalg.norm(named.object[:2] - named.goal[:2])
-    return _lies_at(facts, away, named.object[2]) & (facts.tcp[2] > _LEFT_HEIGHT)
-
-
-def _stacked(facts: Facts, named: Named) -> Bool[Array, ""]:
-    left = facts.tcp[2] > named.object[2] + _LEFT_HEIGHT - CUBE_HALF_SIZE
-    return (_to_top(named.object, named.other) < STACK_TOLERANCE) & _let_go(facts) & left
-
-
-def _pressed(facts: Facts, named: Named) -> Bool[Array, ""]:
-    over = jnp.linalg.norm(facts.tcp[:2] - named.goal[:2]) < PRESS_RADIUS
-    return over & (facts.tcp[2] < named.goal[2] + _PRESS_HEIGHT)
-
-
-def _of_the_other(met: Callable[[Facts, Named], Bool[Array, ""]]) -> Callable[[Facts, Named], Bool[Array, ""]]:
-    return lambda facts, named: met(facts, named.others_first())
-
-
-_PICK = Skill(phrase="pick up the {object} cube", met=_picked)
-_PLACE = Skill(phrase="place the {object} cube on the {goal} plate", met=_placed)
+_PICK = Skill(phrase="pick up the {object} cube", met=judges.picked)
+_PLACE = Skill(phrase="place the {object} cube on the {goal} plate", met=judges.placed)
 _TWO_CUBES: dict[str, Any] = {
     "num_objects": 2,
     "object_shape": "cube",
@@ -273,7 +142,7 @@ _TWO_PLATES: dict[str, Any] = {
     **_TWO_CUBES,
     "goal_colors": ("yellow", "purple"),
     "goal_radius": 0.045,
-    "judge": _judge_place,
+    "judge": judges.judge_place,
 }
 
 TASKS = {
@@ -290,7 +159,7 @@ TASKS = {
         clear_height=0.03,
         episode_steps=28,
         expert_steps=24,
-        judge=_judge_reach,
+        judge=judges.judge_reach,
     ),
     "pick_lift": Task(
         phrases=(
@@ -305,7 +174,7 @@ TASKS = {
         clear_height=0.1,
         episode_steps=48,
         expert_steps=40,
-        judge=_judge_pick_lift,
+        judge=judges.judge_pick_lift,
     ),
     "push": Task(
         phrases=(
@@ -323,7 +192,7 @@ TASKS = {
         clear_height=0.1,
         episode_steps=72,
         expert_steps=72,
-        judge=_judge_push,
+        judge=judges.judge_push,
     ),
     "place": Task(
         phrases=(
@@ -359,8 +228,8 @@ TASKS = {
         skills=(
             _PICK,
             _PLACE,
-            Skill(phrase="pick up the {other} cube", met=_of_the_other(_picked)),
-            Skill(phrase="place the {other} cube on the {other_goal} plate", met=_of_the_other(_placed)),
+            Skill(phrase="pick up the {other} cube", met=judges.of_the_other(judges.picked)),
+            Skill(phrase="place the {other} cube on the {other_goal} plate", met=judges.of_the_other(judges.placed)),
         ),
         **_TWO_PLATES,
     ),
@@ -375,11 +244,11 @@ TASKS = {
         names_other=True,
         episode_steps=104,
         expert_steps=88,
-        judge=_judge_stack,
+        judge=judges.judge_stack,
         skills=(
             _PICK,
-            Skill(phrase="stack the {object} cube on the {other} cube", met=_stacked),
-            Skill(phrase="press the {goal} button", met=_pressed),
+            Skill(phrase="stack the {object} cube on the {other} cube", met=judges.stacked),
+            Skill(phrase="press the {goal} button", met=judges.pressed),
         ),
         **_TWO_CUBES,
     ),
@@ -398,12 +267,12 @@ TASKS = {
         clear_height=0.1,
         episode_steps=144,
         expert_steps=128,
-        judge=_judge_drawer,
+        judge=judges.judge_drawer,
         skills=(
             # Up to the grasp, where gripper contacts cut: so it has to say of what.
-            Skill(phrase="open the drawer for the {object} cube", met=_opened),
-            Skill(phrase="put the {object} cube in the drawer", met=_put_in),
-            Skill(phrase="shut the drawer", met=_shut),
+            Skill(phrase="open the drawer for the {object} cube", met=judges.opened),
+            Skill(phrase="put the {object} cube in the drawer", met=judges.put_in),
+            Skill(phrase="shut the drawer", met=judges.shut),
         ),
     ),
 }
@@ -487,7 +356,7 @@ def build_model(task: Task, varied: bool = False) -> mujoco.MjModel:
         sphere = f'type="sphere" size="{_SPHERE_RADIUS}"'
         objects = [scene.marker(f"object{i}", sphere) for i in range(task.num_objects)]
     else:
-        objects = [scene.cube(i, CUBE_HALF_SIZE) for i in range(task.num_objects)]
+        objects = [scene.cube(i, judges.CUBE_HALF_SIZE) for i in range(task.num_objects)]
     goals = []
     for slot, color in enumerate(task.goal_colors):
         rgb = " ".join(map(str, GOAL_COLORS[color]))
