@@ -36,12 +36,13 @@ from wam_jax.posttraining.online import (
 )
 from wam_jax.posttraining.pseudo_actions import PseudoDemonstrations, SideBySide
 from wam_jax.posttraining.residual import ResidualConfig
-from wam_jax.posttraining.restore import define_correction, fingerprint, load_policy
+from wam_jax.posttraining.restore import define_correction, load_policy
 from wam_jax.sharding import replicated
 from wam_jax.sim import compilation
 from wam_jax.training.losses import wam_loss
 from wam_jax.training.optimizer import OptimizerConfig
 from wam_jax.training.partition import everything, matching
+from wam_jax.training.restore import fingerprint
 from wam_jax.training.run import open_run
 from wam_jax.training.trainer import Trainer
 

@@ -1,49 +1,45 @@
-"""World2Act before its policy: where video and actions meet (stage 1), and what the world model imagines.
+"""World2Act before its policy: where video and actions meet (stage 1), and what fits to what.
 
-Stage 2 is in launch/improve.py, the command in launch/posttrain.py.
+What the world model imagines is in launch/imagined_starts.py, stage 2 in launch/improve.py, the command in
+launch/posttrain.py.
 """
 
 import dataclasses
-import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from data_pipelines.transforms import ActionCodec
 from launch.config import ConfigError, to_plain
 from launch.data import Data, open_data
 from launch.evaluate import described_task
-from launch.imagine import imagine, picture_steps, skills_of_expert
+from launch.imagine import skills_of_expert
+from launch.imagined_starts import Imagined, imagine_starts
 from launch.job import Job, run_job
 from launch.tokenizers import encode_dataset, tokenizer_key, with_images_for
-from wam_jax import console
-from wam_jax.alone import alone_in
-from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, task_env
+from wam_jax.evaluation.success import TaskText, task_env
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import imagining_mode
 from wam_jax.posttraining.adapters import PRESETS, AdapterConfig, Adapters, adapter_loss, define_adapters, inverse_loss
 from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.eyes import Eyes, eyes_of, frame_channels
 from wam_jax.posttraining.residual import ResidualConfig
-from wam_jax.posttraining.restore import ADAPTERS, fingerprint, load_base
+from wam_jax.posttraining.restore import ADAPTERS, load_base
 from wam_jax.serving.remote import is_address
 from wam_jax.sharding import replicated
-from wam_jax.sim import compilation
-from wam_jax.sim.rollout import draw, rollout, scripted_actor
+from wam_jax.sim.rollout import rollout, scripted_actor
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import skill_text
 from wam_jax.training.losses import encode_batch
 from wam_jax.training.optimizer import OptimizerConfig
-from wam_jax.training.restore import Trained, load_trained
+from wam_jax.training.restore import Trained, fingerprint, load_trained
 from wam_jax.training.trainer import Trainer
 from wam_jax.types import Batch
 
@@ -99,26 +95,13 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
     if numbers.adapters.preset not in PRESETS:
         known = ", ".join(PRESETS)
         raise ConfigError(f"config.posttrain.adapters.preset={numbers.adapters.preset!r} is unknown (has: {known})")
-    adapter_sizes(config)
+    adapter_sizes(config)  # raises, if they cannot be
 
 
 def adapter_sizes(config: ConfigDict) -> AdapterConfig:
     """One of the published presets, with what is set beside it."""
     numbers = config.posttrain.adapters
     return dataclasses.replace(PRESETS[numbers.preset], **to_plain(numbers.options))
-
-
-class Imagined(NamedTuple):
-    """Attributes:
-
-    pictures: the start, and what the world model expects from there.
-    instruction: index into the environment's instructions.
-    proprio: at the start.
-    """
-
-    pictures: UInt8[np.ndarray, "K I V H W 3"]
-    instruction: Int[np.ndarray, " K"]
-    proprio: Float[np.ndarray, "K P"]
 
 
 class Work(NamedTuple):
@@ -321,86 +304,3 @@ def heldout_sequences(config: ConfigDict, work: Work) -> dict[str, float]:
     parts = [jax.tree.map(lambda x, i=i: x[i : i + size], batch) for i in range(0, here // size * size, size)]
     found = [loss(work.adapter_params, eyes, part) for part in parts]
     return {"windows": size * len(parts), **{name: float(np.mean([p[name] for p in found])) for name in found[0]}}
-
-
-def imagine_starts(
-    config: ConfigDict,
-    world: Trained,
-    task: TaskText,
-    env: Tabletop,
-    told: tuple[int, ...] | None,
-    windows: int,
-    directory: Path,
-) -> Imagined:
-    """A video from each start, of what the world model expects or of what the expert does; made once."""
-    numbers = config.posttrain
-    decides = [numbers[name] for name in ("trajectories", "batch_size", "seed", "imagination")]
-    asked = [*decides, told, windows, task.name, task.shapes]
-    key = hashlib.sha256(json.dumps([fingerprint(world), *asked]).encode()).hexdigest()
-    path = directory / f"imagined_{key[:12]}.npz"
-    with alone_in(path.with_suffix("")):
-        if not path.exists():
-            _write_imagined(path, _imagine_starts(config, world, task, env, told, windows))
-    with np.load(path, allow_pickle=False) as saved:
-        return Imagined(*(saved[name] for name in Imagined._fields))
-
-
-def _imagine_starts(
-    config: ConfigDict, world: Trained, task: TaskText, env: Tabletop, told: tuple[int, ...] | None, windows: int
-) -> Imagined:
-    numbers = config.posttrain
-    episodes = episodes_of(task, EvaluationConfig(episodes=numbers.trajectories, seed=numbers.seed))
-    batches = console.progress(range(0, numbers.trajectories, numbers.batch_size), "imagine")
-    if numbers.imagination == "expert":
-        make = expert_videos(env, picture_steps(world, windows))
-    else:
-        skills = skill_text(task.name) if told is not None else (env.instructions,)
-        words = [skills[number] for number in told or [0] * windows]
-        make = _imagined_videos(world, env, task.embodiment, words, numbers.seed + 2)
-    found = [make(jax.tree.map(lambda x, i=i: x[i : i + numbers.batch_size], tuple(episodes)), i) for i in batches]
-    return Imagined(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-
-
-def _write_imagined(path: Path, imagined: Imagined) -> None:
-    """Whole, or not at all."""
-    unfinished = path.with_suffix(".unfinished.npz")
-    np.savez(unfinished, **imagined._asdict())
-    os.replace(unfinished, path)
-
-
-def _imagined_videos(
-    world: Trained, env: Tabletop, embodiment: int, words: Sequence[Sequence[str]], seed: int
-) -> Callable[[Any, int], Imagined]:
-    """What the world model expects from some starts; the number decides its noise.
-
-    ``words`` of each window: what it is told, by the number of the environment's instruction.
-    """
-
-    def start(keys: jax.Array, looks: Any):
-        states = jax.vmap(env.reset)(keys, *(() if looks is None else (looks,)))
-        return jax.vmap(env.draw)(jax.vmap(env.stage)(states)), jax.vmap(env.proprio)(states), states.instruction
-
-    reset = compilation.jit(start)
-
-    def make(starts: Any, number: int) -> Imagined:
-        images, proprio, instruction = reset(*starts)
-        plan = [tuple(window[i] for i in np.asarray(instruction)) for window in words]
-        noise = jax.random.fold_in(jax.random.key(seed), number)
-        future = imagine(world, np.asarray(images), proprio, embodiment, plan, noise)
-        pictures = np.concatenate([np.asarray(images)[:, None], future], 1)
-        return Imagined(pictures, np.asarray(instruction), np.asarray(proprio))
-
-    return make
-
-
-def expert_videos(env: Tabletop, moments: Int[np.ndarray, " I"]) -> Callable[[Any, int], Imagined]:
-    """What the scripted expert does from some starts, as the simulator shows it: a world model without fault."""
-    run, show = rollout(env, scripted_actor(env), int(moments[-1]) + 1), draw(env)
-
-    def make(starts: Any, number: int) -> Imagined:
-        keys, looks = starts
-        trace = run(jnp.asarray(0.0), keys, jax.random.key(number), looks)
-        pictures = np.swapaxes(np.asarray(show(jax.tree.map(lambda x: x[moments], trace.stage))), 0, 1)
-        return Imagined(pictures, np.asarray(trace.instruction), np.asarray(trace.proprio[0]))
-
-    return make

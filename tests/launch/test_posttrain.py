@@ -6,7 +6,8 @@ import pytest
 
 from configs.world2act import posttrain as config_file
 from launch.config import ConfigError, set_field
-from launch.world2act import check_posttrain, expert_videos
+from launch.imagined_starts import expert_videos
+from launch.world2act import check_posttrain
 from wam_jax.sim import compilation
 from wam_jax.sim.tabletop import Tabletop
 

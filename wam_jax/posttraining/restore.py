@@ -1,8 +1,6 @@
 """A trained policy back from its directory, post-trained or not, ready to act."""
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from wam_jax.posttraining.residual import ResidualConfig, ResidualPolicy, define
 from wam_jax.serving.remote import RemotePolicy, is_address, load_remote
 from wam_jax.sharding import placed, replicated
 from wam_jax.training.checkpoint import CheckpointError, Checkpoints
-from wam_jax.training.restore import Trained, load_trained
+from wam_jax.training.restore import Trained, fingerprint, load_trained
 
 ADAPTERS = "adapters"  # folder of a post-trained run
 
@@ -48,12 +46,6 @@ def _adapters(identity: dict[str, Any]) -> Definition[Adapters]:
 def _with_tuples(saved: dict[str, Any]) -> dict[str, Any]:
     """A config's fields, which JSON gave back as lists."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-
-
-def fingerprint(trained: Trained) -> str:
-    """Changes when a run is trained anew in another way, or longer."""
-    told = json.dumps([trained.meta["identity"], trained.step], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def load_params(directory: Path, definition: Definition, mesh: Mesh) -> Params:

@@ -231,8 +231,8 @@ def load_remote(address: str, mesh: Mesh) -> Trained:
     if told.get("remembers"):
         raise RemoteError(f"the policy at {address} remembers one past; batches of episodes need one that does not")
     identity = {**told["identity"], "fingerprint": told.get("fingerprint")}
-    config = {**told["config"], "data": {**told["config"]["data"], "text_encoder": words.NAME}}
-    config["data"]["text_tokens"] = words.LENGTH
+    said = {"text_encoder": words.NAME, "text_tokens": words.LENGTH}
+    config = {**told["config"], "data": {**told["config"]["data"], **said}}
     codec = ActionCodec.from_dict(identity["codec"])
     policy = RemotePolicy(
         definition=define(_nothing),

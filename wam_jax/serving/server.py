@@ -27,10 +27,9 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
 from wam_jax import console
-from wam_jax.posttraining.restore import fingerprint
 from wam_jax.serving.remote import DESCRIBED
 from wam_jax.serving.wire import ANSWER_SECONDS, LIMIT, PING_SECONDS, WireError, pack, unpack
-from wam_jax.training.restore import Trained
+from wam_jax.training.restore import Trained, fingerprint
 from wam_jax.types import Observation, Text
 
 HEALTH = "/healthz"

@@ -1,6 +1,8 @@
 """A trained model back from its directory, ready to act: nothing else is needed."""
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,12 @@ class Trained:
         shardings = param_shardings(self.mesh, definition.axes(), definition.shapes())
         init = jax.jit(definition.init, out_shardings=shardings)
         return dataclasses.replace(self.params, model=init(jax.random.key(self.meta["identity"]["seed"])))
+
+
+def fingerprint(trained: Trained) -> str:
+    """Changes when a run is trained anew in another way, or longer."""
+    told = json.dumps([trained.meta["identity"], trained.step], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def define_model(identity: dict[str, Any], training: bool = False) -> Definition[WorldActionModel]:

@@ -1,0 +1,120 @@
+"""What post-training learns from: a video from each start, imagined by the world model or made by the expert."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from launch.imagine import imagine, picture_steps
+from wam_jax import console
+from wam_jax.alone import alone_in
+from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of
+from wam_jax.sim import compilation
+from wam_jax.sim.rollout import draw, rollout, scripted_actor
+from wam_jax.sim.tabletop import Tabletop
+from wam_jax.sim.tasks import skill_text
+from wam_jax.training.restore import Trained, fingerprint
+
+
+class Imagined(NamedTuple):
+    """Attributes:
+
+    pictures: the start, and what the world model expects from there.
+    instruction: index into the environment's instructions.
+    proprio: at the start.
+    """
+
+    pictures: UInt8[np.ndarray, "K I V H W 3"]
+    instruction: Int[np.ndarray, " K"]
+    proprio: Float[np.ndarray, "K P"]
+
+
+def imagine_starts(
+    config: ConfigDict,
+    world: Trained,
+    task: TaskText,
+    env: Tabletop,
+    told: tuple[int, ...] | None,
+    windows: int,
+    directory: Path,
+) -> Imagined:
+    """A video from each start, of what the world model expects or of what the expert does; made once."""
+    numbers = config.posttrain
+    decides = [numbers[name] for name in ("trajectories", "batch_size", "seed", "imagination")]
+    asked = [*decides, told, windows, task.name, task.shapes]
+    key = hashlib.sha256(json.dumps([fingerprint(world), *asked]).encode()).hexdigest()
+    path = directory / f"imagined_{key[:12]}.npz"
+    with alone_in(path.with_suffix("")):
+        if not path.exists():
+            _write_imagined(path, _imagine_starts(config, world, task, env, told, windows))
+    with np.load(path, allow_pickle=False) as saved:
+        return Imagined(*(saved[name] for name in Imagined._fields))
+
+
+def _imagine_starts(
+    config: ConfigDict, world: Trained, task: TaskText, env: Tabletop, told: tuple[int, ...] | None, windows: int
+) -> Imagined:
+    numbers = config.posttrain
+    episodes = episodes_of(task, EvaluationConfig(episodes=numbers.trajectories, seed=numbers.seed))
+    batches = console.progress(range(0, numbers.trajectories, numbers.batch_size), "imagine")
+    if numbers.imagination == "expert":
+        make = expert_videos(env, picture_steps(world, windows))
+    else:
+        skills = skill_text(task.name) if told is not None else (env.instructions,)
+        words = [skills[number] for number in told or [0] * windows]
+        make = _imagined_videos(world, env, task.embodiment, words, numbers.seed + 2)
+    found = [make(jax.tree.map(lambda x, i=i: x[i : i + numbers.batch_size], tuple(episodes)), i) for i in batches]
+    return Imagined(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def _write_imagined(path: Path, imagined: Imagined) -> None:
+    """Whole, or not at all."""
+    unfinished = path.with_suffix(".unfinished.npz")
+    np.savez(unfinished, **imagined._asdict())
+    os.replace(unfinished, path)
+
+
+def _imagined_videos(
+    world: Trained, env: Tabletop, embodiment: int, words: Sequence[Sequence[str]], seed: int
+) -> Callable[[Any, int], Imagined]:
+    """What the world model expects from some starts; the number decides its noise.
+
+    ``words`` of each window: what it is told, by the number of the environment's instruction.
+    """
+
+    def start(keys: jax.Array, looks: Any):
+        states = jax.vmap(env.reset)(keys, *(() if looks is None else (looks,)))
+        return jax.vmap(env.draw)(jax.vmap(env.stage)(states)), jax.vmap(env.proprio)(states), states.instruction
+
+    reset = compilation.jit(start)
+
+    def make(starts: Any, number: int) -> Imagined:
+        images, proprio, instruction = reset(*starts)
+        plan = [tuple(window[i] for i in np.asarray(instruction)) for window in words]
+        noise = jax.random.fold_in(jax.random.key(seed), number)
+        future = imagine(world, np.asarray(images), proprio, embodiment, plan, noise)
+        pictures = np.concatenate([np.asarray(images)[:, None], future], 1)
+        return Imagined(pictures, np.asarray(instruction), np.asarray(proprio))
+
+    return make
+
+
+def expert_videos(env: Tabletop, moments: Int[np.ndarray, " I"]) -> Callable[[Any, int], Imagined]:
+    """What the scripted expert does from some starts, as the simulator shows it: a world model without fault."""
+    run, show = rollout(env, scripted_actor(env), int(moments[-1]) + 1), draw(env)
+
+    def make(starts: Any, number: int) -> Imagined:
+        keys, looks = starts
+        trace = run(jnp.asarray(0.0), keys, jax.random.key(number), looks)
+        pictures = np.swapaxes(np.asarray(show(jax.tree.map(lambda x: x[moments], trace.stage))), 0, 1)
+        return Imagined(pictures, np.asarray(trace.instruction), np.asarray(trace.proprio[0]))
+
+    return make
