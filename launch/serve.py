@@ -37,9 +37,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     service = make_service(load_policy(args.checkpoint, devices.start(config)))
     with open_server(service, sock) as server:
         host, port = sock.getsockname()[:2]
-        host = f"[{host}]" if ":" in host else host
-        if not _is_loopback(host):
+        if not ipaddress.ip_address(host).is_loopback:
             console.log(f"{host} can be reached from other machines, and nobody is asked for a password")
+        host = f"[{host}]" if ":" in host else host
         cameras = ", ".join(service.cameras)
         console.log(f"{args.checkpoint} (step {service.trained.step}; cameras {cameras}) at ws://{host}:{port}")
         console.log(f"health at http://{host}:{port}{HEALTH}; end with Ctrl-C")
@@ -66,7 +66,3 @@ def make_service(trained: Trained) -> PolicyService:
     for _ in range(2):  # before a first observation there is no past
         session.answer({"images": dict.fromkeys(service.cameras, picture), "proprio": proprio, "prompt": "reach"})
     return service
-
-
-def _is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host.strip("[]")).is_loopback
