@@ -143,7 +143,7 @@ def test_bytes_are_a_message_or_an_error(data):
     try:
         found = unpack(data)
     except WireError as error:
-        assert str(error).startswith(("the message is no msgpack", "an array's", "an array of"))
+        assert str(error).startswith(("the message is no msgpack", "an array's", "an array of"))  # noqa: PT017
     else:  # data, and nothing that could do something
         plain = (type(None), bool, int, float, str, bytes, list, dict, np.ndarray, np.generic)
         assert isinstance(found, (*plain, msgpack.ExtType, msgpack.Timestamp))
