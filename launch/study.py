@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         directory = workdir / name / f"seed_{seed}"
         if (before := before_config(study, name)) is not None:
             before.seed = seed
-            first = workdir / "before" / _digest(to_plain(before)) / f"seed_{seed}"
+            first = workdir / "before" / _training(before) / f"seed_{seed}"
             config.init = str(first)
             if not (directory / OUTCOMES).exists():
                 _train(before, study.base.seed, mesh, workdir, first, shared)
@@ -283,6 +283,11 @@ def _preparation(config: ConfigDict) -> str:
     """A name for all that demonstrations, tokenizer and latents depend on, beside the study's seed."""
     parts = [to_plain(config[name]) for name in ("demos", "data", "tokenizer", "latent_action")]
     return _digest([parts, config.tokenizer.init or config.init])
+
+
+def _training(config: ConfigDict) -> str:
+    """A name for all that a training depends on: how it is judged is no part of it."""
+    return _digest({name: part for name, part in to_plain(config).items() if name != "evaluation"})
 
 
 def _digest(parts: Any) -> str:
