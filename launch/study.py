@@ -46,13 +46,14 @@ from wam_jax.evaluation.report import Report, environment, write_summary
 from wam_jax.evaluation.robustness import evaluate_robustness, unseen_axes
 from wam_jax.evaluation.scene_probe import probe_tokenizer
 from wam_jax.evaluation.scenes import draw_scenes
-from wam_jax.evaluation.statistics import Rate, mean_share
+from wam_jax.evaluation.statistics import Rate, seeds_mean
 from wam_jax.evaluation.study import (
+    arm_differences,
     arm_result,
-    bootstrap_difference,
+    arm_rows,
+    difference_rows,
     metric_differences,
     metric_table,
-    study_rows,
     task_rows,
 )
 from wam_jax.evaluation.study_metrics import heldout_metrics
@@ -296,30 +297,34 @@ def _digest(parts: Any) -> str:
 
 def _report(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path, seconds: float) -> None:
     results = {name: np.stack([run.success for run in runs]) for name, runs in finished.items()}
+    arms = {name: arm_result(rows) for name, rows in results.items()}
+    differences = arm_differences(results, study.compare)
     metrics = {name: [run.metrics for run in runs] for name, runs in finished.items()}
-    measured, columns = metric_table(metrics), ("", *results)
-    arms, differences = study_rows(results, study.compare)
     seeds = list(study.seeds)[: len(next(iter(results.values())))]
     report = Report(f"Study: {workdir.name}", subtitle=f"seeds {', '.join(map(str, seeds))} of {len(study.seeds)}")
-    report.add_table("Success", ARM_COLUMNS, arms)
-    figure = media.bars({name: arm_result(rows).pooled for name, rows in results.items()}, "Success")
+
+    def show(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
+        report.add_table(title, columns, rows)
+        console.table(title, columns, rows)
+
+    show("Success", ARM_COLUMNS, arm_rows(arms))
+    figure = media.bars({name: arm.success for name, arm in arms.items()}, "Success")
     (workdir / "success.png").write_bytes(figure)
     report.add_image("", figure)
     if len(tasks := list(study.base.demos.tasks)) > 1:
         by_task, differences_by_task = task_rows(results, study.compare, len(tasks))
-        report.add_table("By task", ("arm", *tasks), by_task)
+        show("By task", ("arm", *tasks), by_task)
         report.add_table("", ("difference", *tasks), differences_by_task)
-        console.table("By task", ("arm", *tasks), by_task)
-    report.add_table("Differences on the same episodes", DIFFERENCE_COLUMNS, differences)
+    show("Differences on the same episodes", DIFFERENCE_COLUMNS, difference_rows(differences))
     axes = _add_changed(report, study, finished, workdir)
-    report.add_table("Also measured (mean over seeds, and their standard deviation)", columns, measured)
-    pairs = [f"{a} - {b}" for a, b in study.compare]
+    measured = "Also measured (mean over seeds, and their standard deviation; of ratios, a factor)"
+    show(measured, ("", *results), metric_table(metrics))
     gaps = metric_differences(metrics, study.compare)
-    report.add_table("Differences of these (mean over seeds, and in how many above zero)", ("", *pairs), gaps)
+    report.add_table("Differences of these (mean over seeds, and in how many above zero)", ("", *differences), gaps)
     report.add_figures(environment(), "Environment")
     summary: dict[str, Any] = {
-        "arms": {name: arm_result(rows).as_dict() for name, rows in results.items()},
-        "differences": {f"{a} - {b}": bootstrap_difference(results[a], results[b]).as_dict() for a, b in study.compare},
+        "arms": {name: arm.as_dict() for name, arm in arms.items()},
+        "differences": {pair: found.as_dict() for pair, found in differences.items()},
         "changed": axes,
         "metrics": metrics,
         "seeds": seeds,
@@ -327,9 +332,6 @@ def _report(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path,
         "this_run_s": round(seconds, 1),
     }
     write_summary(workdir, summary)
-    console.table("Success", ARM_COLUMNS, arms)
-    console.table("Differences on the same episodes", DIFFERENCE_COLUMNS, differences)
-    console.table("Also measured (mean over seeds, and their standard deviation)", columns, measured)
     console.log(f"{console.duration(seconds)}; wrote {report.write(workdir)}")
 
 
@@ -339,14 +341,11 @@ def _add_changed(report: Report, study: ConfigDict, finished: dict[str, list[Arm
     if not axes:
         return {}
     outcomes = {a: {name: np.stack([run.changed[a] for run in runs]) for name, runs in finished.items()} for a in axes}
-    arms = {axis: {name: mean_share(x) for name, x in found.items()} for axis, found in outcomes.items()}
-    gaps = {
-        axis: {f"{a} - {b}": bootstrap_difference(found[a], found[b]) for a, b in study.compare}
-        for axis, found in outcomes.items()
-    }
+    arms = {axis: {name: seeds_mean(x) for name, x in found.items()} for axis, found in outcomes.items()}
+    gaps = {axis: arm_differences(found, study.compare) for axis, found in outcomes.items()}
     series = {name: {axis: arms[axis][name].mean for axis in axes} for name in finished}
-    success = [(axis, *(str(result) for result in arms[axis].values())) for axis in axes]
-    differences = [(axis, *(str(gap) for gap in gaps[axis].values())) for axis in axes]
+    success = [(axis, *map(str, arms[axis].values())) for axis in axes]
+    differences = [(axis, *map(str, gaps[axis].values())) for axis in axes]
     figure = media.radar(series, "Success under changed conditions")
     (workdir / "changed.png").write_bytes(figure)
     report.add_image("Under changed conditions", figure)

@@ -5,7 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from wam_jax.evaluation.statistics import Difference, Rate, paired_difference, ranking, wilson_interval
+from wam_jax.evaluation.statistics import (
+    Difference,
+    Rate,
+    mean_share,
+    paired_difference,
+    ranking,
+    seeds_difference,
+    seeds_mean,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -127,3 +136,66 @@ def test_a_score_that_tells_successes_from_failures_ranks_them():
     assert some.mean == pytest.approx(0.76, abs=0.06)  # Φ(1 / √2)
     assert some.ci95[0] > 0.5
     assert ranking(np.arange(200.0), np.ones(200, bool)) is None
+
+
+def test_an_arm_does_not_differ_from_itself():
+    rows = np.random.default_rng(0).random((3, 100)) < 0.5
+    found = seeds_difference(rows, rows)
+    assert (found.difference, found.ci95) == (0.0, (0.0, 0.0))
+    assert not found.significant
+
+
+def test_pairs_of_seeds_and_episodes_narrow_the_interval():
+    """The same difference of rates, on the same or on other episodes."""
+    rng = np.random.default_rng(0)
+    hard = rng.random((3, 400)) < 0.5
+    better = hard | (rng.random((3, 400)) < 0.2)
+    apart = np.stack([rng.permutation(row) for row in better])
+    paired, unpaired = (seeds_difference(arm, hard) for arm in (better, apart))
+    assert paired.difference == pytest.approx(unpaired.difference)
+    assert paired.ci95[1] - paired.ci95[0] < 0.8 * (unpaired.ci95[1] - unpaired.ci95[0])
+
+
+def test_where_only_seeds_differ_the_interval_is_students():
+    """Of three differences, .1, .2 and .3: the standard error .0577, times 4.303."""
+    episodes = np.ones((1, 50))
+    found = seeds_difference(np.array([[0.1], [0.2], [0.3]]) * episodes, 0 * np.ones((3, 1)) * episodes)
+    np.testing.assert_allclose(found.ci95, (0.2 - 0.2484, 0.2 + 0.2484), atol=1e-4)
+
+
+def test_where_only_episodes_differ_seeds_do_not_narrow_the_interval():
+    episodes = (np.arange(200) % 2 == 0)[None]
+    for seeds in (1, 3):
+        low, high = seeds_mean(np.repeat(episodes, seeds, 0)).ci95
+        np.testing.assert_allclose((low, high), wilson_interval(100, 200), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "of_seeds", "of_episodes"), [(1, 0.0, 0.3), (3, 0.0, 0.0), (3, 0.15, 0.0), (3, 0.05, 0.3)]
+)
+def test_intervals_over_seeds_cover_the_truth_as_often_as_they_say(seeds, of_seeds, of_episodes):
+    """Studies in which trainings, episodes or both differ: at three seeds a bootstrap's cover 83% of the third kind."""
+    rng, studies, held = np.random.default_rng(0), 400, np.zeros(2)
+    for _ in range(studies):
+        ease = rng.normal(0, of_episodes, (1, 64))
+        a, b = (
+            rng.random((seeds, 64)) < np.clip(mean + rng.normal(0, of_seeds, (seeds, 1)) + ease, 0, 1)
+            for mean in (0.5, 0.4)
+        )
+        (low, high), (least, most) = seeds_difference(a, b).ci95, seeds_mean(a).ci95
+        held += low <= 0.1 <= high, least <= 0.5 <= most
+    assert (held >= 0.92 * studies).all()
+
+
+def test_success_always_or_never_leaves_doubt_of_as_many_episodes():
+    assert seeds_mean(np.zeros((3, 50), bool)).ci95 == wilson_interval(0, 50)
+    assert seeds_mean(np.ones((3, 50), bool)).ci95 == wilson_interval(50, 50)
+
+
+def test_other_episodes_are_refused():
+    with pytest.raises(ValueError, match=r"shapes \(1, 3\) and \(1, 4\) are not paired"):
+        seeds_difference(np.zeros((1, 3), bool), np.zeros((1, 4), bool))
+
+
+def test_shares_of_tries_have_the_interval_of_as_many_episodes():
+    assert mean_share(np.array([0.5, 0.5, 1.0, 0.0])).ci95 == wilson_interval(2, 4)

@@ -3,67 +3,31 @@
 import dataclasses
 
 import numpy as np
-import pytest
 
 from wam_jax.evaluation.heldout import Heldout
 from wam_jax.evaluation.study import (
+    arm_differences,
     arm_result,
-    bootstrap_difference,
+    arm_rows,
+    difference_rows,
     metric_differences,
     metric_table,
-    study_rows,
     task_rows,
 )
 from wam_jax.evaluation.study_metrics import heldout_metrics
 
 
-def test_pooled_and_single_seeds():
+def test_all_seeds_and_single_seeds():
     result = arm_result(np.array([[True, True, False, False], [True, True, True, True]]))
-    assert (result.pooled.successes, result.pooled.n) == (6, 8)
+    assert (result.success.mean, result.success.n) == (0.75, 8)
     assert [rate.rate for rate in result.seeds] == [0.5, 1.0]
-
-
-def test_an_arm_does_not_differ_from_itself():
-    rows = np.random.default_rng(0).random((3, 100)) < 0.5
-    found = bootstrap_difference(rows, rows)
-    assert (found.difference, found.ci95) == (0.0, (0.0, 0.0))
-    assert not found.significant
-
-
-def test_pairing_narrows_the_interval():
-    """The same difference of rates, on the same or on other episodes."""
-    rng = np.random.default_rng(0)
-    hard = rng.random((3, 400)) < 0.5
-    better = hard | (rng.random((3, 400)) < 0.2)
-    apart = np.stack([rng.permutation(row) for row in better])
-    paired, unpaired = (bootstrap_difference(arm, hard, draws=2000) for arm in (better, apart))
-    assert paired.difference == pytest.approx(unpaired.difference)
-    assert paired.ci95[1] - paired.ci95[0] < 0.8 * (unpaired.ci95[1] - unpaired.ci95[0])
-
-
-def test_interval_covers_the_truth_when_seeds_vary():
-    """20 studies of 5 seeds whose true success differs between seeds: the interval holds the true mean in most."""
-    rng = np.random.default_rng(1)
-    held = 0
-    for _ in range(20):
-        truth = 0.1
-        a = rng.random((5, 100)) < np.clip(0.5 + truth + rng.normal(0, 0.1, (5, 1)), 0, 1)
-        b = rng.random((5, 100)) < 0.5
-        low, high = bootstrap_difference(a, b, draws=400).ci95
-        held += low <= truth <= high
-    assert held >= 16
-
-
-def test_other_episodes_are_refused():
-    with pytest.raises(ValueError, match=r"shapes \(1, 3\) and \(1, 4\) are not paired"):
-        bootstrap_difference(np.zeros((1, 3), bool), np.zeros((1, 4), bool))
 
 
 def test_tables():
     outcomes = {"a": np.ones((2, 50), bool), "b": np.zeros((2, 50), bool)}
-    arms, differences = study_rows(outcomes, [("a", "b")])
-    assert arms[0][::2] == ("a", "1.000, 1.000")
-    assert differences == [("a - b", "+1.00 [+1.00, +1.00]", "yes")]
+    assert arm_rows({"a": arm_result(outcomes["a"])})[0][::2] == ("a", "1.000, 1.000")
+    differences = arm_differences(outcomes, [("a", "b")])
+    assert difference_rows(differences) == [("a - b", "+1.00 [+1.00, +1.00]", "yes")]
 
 
 def test_metrics_are_a_row_each_with_their_spread_over_seeds():
@@ -77,6 +41,15 @@ def test_differences_of_metrics_are_between_runs_of_the_same_seed():
     one = [{}, {"psnr": 23.5}]
     assert metric_differences({"a": a, "b": one}, [("a", "b")]) == [("psnr", "-1.5 (0 of 1 up)")]
     assert metric_table({"a": a, "b": one})[0] == ("psnr", "21 ± 1.4", "23.5 (1 of 2)")
+
+
+def test_ratios_are_multiplied():
+    a, b = (
+        [{"sensitivity_zero": 2.0}, {"sensitivity_zero": 8.0}],
+        [{"sensitivity_zero": 1.0}, {"sensitivity_zero": 9.0}],
+    )
+    assert metric_table({"a": a}) == [("sensitivity_zero", "4 ×÷ 2.7")]
+    assert metric_differences({"a": a, "b": b}, [("a", "b")]) == [("sensitivity_zero", "×1.33 (1 of 2 up)")]
 
 
 def test_tasks_have_columns_of_their_own():

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from wam_jax.evaluation.statistics import Rate
+from wam_jax.evaluation.statistics import Mean, Rate
 
 Frames = UInt8[np.ndarray, "*T H W 3"]
 Color = tuple[int, int, int]
@@ -126,7 +126,7 @@ def curve(series: Mapping[str, Sequence[tuple[float, float]]], title: str, xlabe
     return _save_chart(figure)
 
 
-def bars(rates: Mapping[str, Rate], title: str, xlabel: str = "success") -> bytes:
+def bars(rates: Mapping[str, Rate | Mean], title: str, xlabel: str = "success") -> bytes:
     """A bar chart of rates with their 95% intervals as PNG: one horizontal bar a name, the first on top."""
     figure, axes = _chart(title, (_CHART_INCHES[0], 1.1 + 0.42 * len(rates)))
     for row, rate in enumerate(rates.values()):
