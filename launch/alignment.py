@@ -12,7 +12,7 @@ from launch.config import ConfigError
 from launch.data import Data, latents_folder
 from wam_jax.encoders import registry
 from wam_jax.encoders.frozen import FrozenEncoder
-from wam_jax.objectives.hidden_alignment import AlignmentConfig, video_stream
+from wam_jax.objectives.hidden_alignment import AlignmentConfig, check_pass, video_stream
 from wam_jax.wam.spec import Spec
 
 # The pass whose tokens are aligned, by variant.
@@ -48,6 +48,7 @@ def check_alignment(config: ConfigDict, spec: Spec, starts: bool) -> None:
                 "to a run of it"
             )
     if on is not None:
+        check_pass(spec, on)
         AlignmentConfig(part.weight, on, tuple(part.layers), part.projector, 1).layers_of(spec)
         registry.find(part.teacher)
 

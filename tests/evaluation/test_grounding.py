@@ -86,6 +86,15 @@ def test_a_policy_that_reads_all_alike_has_a_ratio_near_one_and_one_that_reads_n
     assert [row[2] for row in sensitivity_rows({"reach": blind})] == ["–"] * len(KINDS)
 
 
+def test_attention_spread_evenly_has_as_much_in_a_part_as_its_area_however_few_scenes_show_it():
+    sometimes = masks()
+    sometimes[::2, 0] = sometimes[::2, 1]  # the hand is seen in half of the scenes
+    alike = diagnose(policy(np.full((SCENES, COUNT), 1 / COUNT)), ("hand", "object"), sometimes, GRID)
+    assert alike.in_mask is not None
+    np.testing.assert_allclose(alike.area, [1 / COUNT] * 3)
+    np.testing.assert_allclose(alike.in_mask[:, 0, 0, 0], alike.area)
+
+
 def test_actions_that_attend_to_no_video_are_said_to():
     def act(lens: Lens):
         return jnp.ones((SCENES, 3, 1)), None

@@ -48,7 +48,8 @@ def test_an_axis_changes_its_fields_more_the_stronger_it_is(axis):
 
 def test_wordings_are_numbered_and_the_nominal_changes_nothing():
     plan = conditions("place", ())
-    assert [plan[c] for c in plan if c[0] == "wording"] == [1, 2, 3]
+    worded = [plan[c](2, 1.0, np.random.default_rng(0)) for c in plan if c[0] == "wording"]
+    assert [found["wording"].tolist() for found in worded] == [[1, 1], [2, 2], [3, 3]]
     assert plan[NOMINAL, 0.0](5, 0.0, np.random.default_rng(0)) == {}
 
 

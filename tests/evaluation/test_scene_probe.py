@@ -61,5 +61,9 @@ def test_scenes_are_moments_of_the_experts_episodes():
     seen = ((0,), (0, 1), (1,))  # green objects had every shape that any had
     unseen = draw_scenes("pick_lift", 16, 24, seed=3, shapes=seen, axis="combination")
     assert 0 < len(unseen.images) < 24
-    with pytest.raises(ValueError, match="axis 'wording' changes nothing that is seen"):
-        draw_scenes("pick_lift", 16, 24, seed=3, axis="wording")
+
+
+@pytest.mark.parametrize("axis", ["wording", "noise"])
+def test_scenes_that_would_look_as_ever_are_refused(axis):
+    with pytest.raises(ValueError, match=f"axis '{axis}' changes nothing that is seen"):
+        draw_scenes("pick_lift", 16, 24, seed=3, axis=axis)

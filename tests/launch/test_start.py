@@ -7,11 +7,14 @@ import pytest
 
 from configs import agra, common
 from data_pipelines.transforms import ActionCodec, Affine
+from launch.alignment import aligned_pass
 from launch.config import ConfigError
-from launch.start import check_start, open_source, trained_patterns, with_normalisation_of
+from launch.start import check_start, described_model, open_source, trained_patterns, with_normalisation_of
 from wam_jax.assets import AssetMissing
 from wam_jax.nn.module import paths
 from wam_jax.training.partition import matching
+from wam_jax.wam.layout import Layout
+from wam_jax.zoo import make_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +122,37 @@ def test_an_alignment_that_cannot_be_is_refused_before_any_work(tmp_path, monkey
         check_start(config, tmp_path)
     if config.alignment.variant == "frozen":
         check_start(config, tmp_path, starts=True)
+
+
+def test_a_pass_that_a_system_does_not_have_is_refused_before_any_work(tmp_path):
+    config = agra.get_config()
+    config.model.options.actions = False
+    with pytest.raises(ValueError, match="alignment on 'action_condition': nothing acts in this agra; choose video"):
+        check_start(config, tmp_path)
+    config.model = {"name": "reactive", "size": "debug", "options": {}}
+    config.alignment.variant = "video"
+    with pytest.raises(ValueError, match="alignment on 'video': reactive trains no video; choose action_condition"):
+        check_start(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variant", "aligned", "read"),
+    [
+        ("none", None, "features"),
+        ("frozen", None, "features"),
+        ("shared", "video", "video"),
+        ("video", "video", "features"),
+        ("action_condition", "action_condition", "features"),
+    ],
+)
+def test_a_variant_decides_what_is_aligned_and_what_actions_read(tiny, variant, aligned, read):
+    config = agra.get_config()
+    config.alignment.variant = variant
+    model = described_model(config, None)
+    spec = make_spec(model["name"], model["size"], **model["options"])
+    assert aligned_pass(config) == aligned
+    layout = Layout(spec, tiny.interface)
+    assert {group.stream for group in layout.needed(["action"]) if not group.clean} == {"action", read}
 
 
 def test_frozen_trains_all_but_the_videos_expert(tiny):

@@ -78,7 +78,7 @@ class Grounding:
 
     Attributes:
       parts: names of the masks; the last, "all", is their union.
-      area: share of the positions that each part covers.
+      area: share of the positions that each part covers, in scenes that show it, as ``in_mask`` is.
       in_mask: attention in each part over attention to the present frame at all, by sampling step, layer and head;
         None: actions do not attend to it. NaN of a part that no scene shows.
       centroid_error: distance between the centres of attention and of the union mask, in sides of the picture.
@@ -265,18 +265,18 @@ def diagnose(
     floor = float(max(_SMALL * size, _ROUNDINGS * _distance(actions, plain).mean(), 1e-12))
     in_mask = error = None
     share_of_video = 0.0
+    by_part = np.moveaxis(shares > _LEAST_COVERAGE, 1, 0)
     if attention is not None:
         seen = np.asarray(attention)
         share_of_video = float(seen.sum(-1).mean())
-        part_inside = np.moveaxis(shares > _LEAST_COVERAGE, 1, 0)
-        shown = [attention_in_mask(seen, row)[row.any(1)] for row in part_inside]
+        shown = [attention_in_mask(seen, part)[part.any(1)] for part in by_part]
         nowhere = np.full(seen.shape[1:-1], np.nan)
         errors = centroid_error(seen, shares[:, -1], grid)[inside.any(1)]
         in_mask = np.stack([found.mean(0) if len(found) else nowhere for found in shown])
         error = errors.mean(0) if len(errors) else nowhere
     return Grounding(
         parts=(*parts, "all"),
-        area=(shares > _LEAST_COVERAGE).mean((0, 2)),
+        area=np.array([part[part.any(1)].mean() if part.any() else 0.0 for part in by_part]),
         in_mask=in_mask,
         centroid_error=error,
         to_video=share_of_video,

@@ -88,6 +88,11 @@ def _color(count: int, strength: float, rng: np.random.Generator) -> dict[str, n
     return {"object_colors": (1 - 0.5 * strength) * palette + 0.5 * strength * other}
 
 
+def _worded(number: int) -> Change:
+    """The instruction in another wording."""
+    return lambda count, strength, rng: {"wording": np.full(count, number)}
+
+
 _GRADED: dict[str, Change] = {
     "camera": _camera, "robot": _robot, "light": _light, "background": _background, "noise": _noise,
     "layout": _layout, "color": _color,
@@ -98,8 +103,8 @@ AXES = (*_GRADED, "wording", *LOOKS)
 
 def conditions(
     task: str, shapes: Sequence[Sequence[int]], axes: Sequence[str], strengths: Sequence[float]
-) -> dict[tuple[str, float], Change | int]:
-    """Every condition by (axis, strength): a change, or the number of a wording.
+) -> dict[tuple[str, float], Change]:
+    """Every condition by (axis, strength).
 
     Args:
       task: of the suite.
@@ -113,11 +118,11 @@ def conditions(
         raise ValueError(f"robustness axis {unknown[0]!r} is unknown (has: {', '.join(AXES)})")
     if wrong := [strength for strength in strengths if not 0 < strength <= 1]:
         raise ValueError(f"robustness strength {wrong[0]} is not in (0, 1]; 1 is the strongest")
-    found: dict[tuple[str, float], Change | int] = {(NOMINAL, 0.0): lambda count, strength, rng: {}}
+    found: dict[tuple[str, float], Change] = {(NOMINAL, 0.0): lambda count, strength, rng: {}}
     for name, change in _GRADED.items():
         found.update({(name, strength): change for strength in strengths})
     number = len(wordings(task)) - 1
-    found.update({("wording", (i + 1) / number): i + 1 for i in range(number)})
+    found.update({("wording", i / number): _worded(i) for i in range(1, number + 1)})
     seen = _seen_shapes(task, shapes)
     for axis in LOOKS:
         unseen = _unseen_shapes(axis, seen)
@@ -242,14 +247,14 @@ def evaluate_robustness(task: TaskText, trained: Trained, config: EvaluationConf
     )
 
 
-def changed(usual: Variation, change: Change | int, name: tuple[str, float], count: int, seed: int) -> Variation:
+def changed(usual: Variation, change: Change, name: tuple[str, float], count: int, seed: int) -> Variation:
     """``count`` episodes under the condition ``name``: (axis, strength).
 
     All strengths of an axis are more or less of the same draws, and those of another axis do not depend on them.
     """
     axis, strength = name
     rng = np.random.default_rng([seed, *axis.encode()])
-    fields = {"wording": np.full(count, change)} if isinstance(change, int) else change(count, strength, rng)
+    fields = change(count, strength, rng)
     typed: dict[str, Any] = {name: np.asarray(value, getattr(usual, name).dtype) for name, value in fields.items()}
     return dataclasses.replace(usual, **typed)
 

@@ -62,7 +62,7 @@ def draw_scenes(
     Raises:
       ValueError: the axis changes nothing that is seen, or see ``conditions``.
     """
-    if axis == "wording":
+    if axis in ("wording", "noise"):  # noise comes between a picture and the policy
         raise ValueError(f"axis {axis!r} changes nothing that is seen")
     env = Tabletop(task, image_size=image_size, varied=bool(shapes or axis), cameras=cameras)
 

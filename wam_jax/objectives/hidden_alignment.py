@@ -67,10 +67,7 @@ class AlignedModel(WorldActionModel):
     def __init__(self, spec: Spec, interface: Interface, config: AlignmentConfig, rngs: nnx.Rngs):
         super().__init__(spec, interface, rngs)
         self.alignment = config
-        if config.on == "video" and not (
-            video_stream(spec) in spec.generated and spec.stream(video_stream(spec)).loss_weight
-        ):
-            raise ValueError(f"alignment on 'video': {spec.name} trains no video; choose action_condition")
+        check_pass(spec, config.on)
         width = spec.expert_of(video_stream(spec)).width
         self.projectors = nnx.List(
             [Projector(config.projector, width, config.teacher_width, rngs) for _ in config.layers_of(spec)]  # type: ignore[arg-type]
@@ -119,6 +116,15 @@ class AlignedModel(WorldActionModel):
         there = rearrange(mask[:samples, moments], "b t v -> (b v) t")
         layers = zip(self.projectors, hidden, strict=True)
         return jnp.stack([cosine(project(x), target, there) for project, x in layers]).mean()
+
+
+def check_pass(spec: Spec, on: str) -> None:
+    """Raises: ValueError, if a system has no such pass."""
+    video = spec.stream(video_stream(spec))
+    if on == "video" and not (video.name in spec.generated and video.loss_weight):
+        raise ValueError(f"alignment on 'video': {spec.name} trains no video; choose action_condition")
+    if on == "action_condition" and all(spec.stream(name).kind != "action" for name in spec.generated):
+        raise ValueError(f"alignment on 'action_condition': nothing acts in this {spec.name}; choose video")
 
 
 def video_stream(spec: Spec) -> str:

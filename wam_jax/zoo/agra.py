@@ -29,10 +29,11 @@ def agra(
     """AGRA's base: an action transformer reads layers of a video transformer, from a pass of its own at pure noise.
 
     arXiv 2606.12217. Kept: taps at ℓ_j = round(j (M - 1) / (N - 1)) through a linear projection each, features from a
-    separate pass at noise 1 given the present, the same in training and inference; one video pass and four action
-    steps. ``shared_pass`` reads the denoising pass instead; without ``actions`` it is the video transformer alone, to
-    be trained first. The alignment itself is an objective, not a spec. Differs: width, heads and text input of the
-    action transformer are not published; here it has cross-attention to the instruction.
+    separate pass at noise 1 given the present, the same in training and inference (but for ``Spec.context_noise`` on
+    what is given, where that is set); one video pass and four action steps. ``shared_pass`` reads the denoising pass
+    instead; without ``actions`` it is the video transformer alone, to be trained first. The alignment itself is an
+    objective, not a spec. Differs: width, heads and text input of the action transformer are not published; here it has
+    cross-attention to the instruction.
 
     Args:
       noise: "uniform", or "logit_normal": more weight on high noise, for small models from scratch.
