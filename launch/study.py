@@ -105,7 +105,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
                 _train(before, study.base.seed, mesh, workdir, first, shared)
         finished[name].append(_run_arm(config, study.base.seed, mesh, workdir, directory, shared, measure))
         if number % len(arms) == 0:  # a seed of every arm
-            _report(study, finished, workdir, time.monotonic() - began)
+            report_study(study, finished, workdir, time.monotonic() - began)
 
 
 class ArmRun(NamedTuple):
@@ -295,7 +295,8 @@ def _digest(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _report(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path, seconds: float) -> None:
+def report_study(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path, seconds: float) -> None:
+    """Tables, figures and summary of the runs that are finished, as many seeds of every arm."""
     results = {name: np.stack([run.success for run in runs]) for name, runs in finished.items()}
     arms = {name: arm_result(rows) for name, rows in results.items()}
     differences = arm_differences(results, study.compare)
