@@ -9,6 +9,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.platform = "auto"  # auto | cpu | gpu | tpu
     config.cpu_devices = 1  # simulated devices on the CPU platform
+    config.distributed = False  # one of several processes, as on a pod: see wam_jax/processes.py
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
     # What to start from: a run or an export (its tokenizer and, if it fits, its normalisation stay), or a Wan video
     # model's transformer: the name of an asset, a folder or a file of safetensors.

@@ -56,17 +56,23 @@ class Data:
         latents: list[LatentSource] | None,
         windows: WindowSpec | None = None,
         alike: float = 0.0,
+        part: tuple[int, int] = (0, 1),
     ) -> grain.DatasetIterator[Batch]:
-        """Endless shuffled training batches; ``alike``: share of each that has one instruction."""
+        """Endless shuffled training batches; ``alike``: share of each that has one instruction.
+
+        ``part``: index and number of the parts of which this process reads one (``processes.batch_part``).
+        """
         loader = make_loader(
             self.train,
             windows or self.windows,
             self.codec,
             self.proprio,
             self.text,
-            batch_size,
+            batch_size // part[1],
             seed,
             weights=self.config.weights or None,
+            shard_index=part[0],
+            shard_count=part[1],
             num_threads=self.config.threads,
             latents=latents,
             embodiments=self.embodiments,
@@ -219,7 +225,7 @@ def held_out_latents(data: Data, number: int, tokenizer: Tokenizer, key: str) ->
 
 def _encode_store(data: Data, number: int, store: EpisodeStore, encoder: "_Encoder", key: str) -> LatentSource:
     windows, columns = data.windows, data.windows.image_columns
-    spacing = set(np.diff(windows.frame_offsets).tolist())
+    spacing = set(np.diff(windows.frame_offsets).tolist()) if encoder.temporal else set()
     identity = Identity(key, store.fingerprint, columns, windows.image_size, next(iter(spacing), None))
     where = latents_folder(data, number, identity)
     options = {"image_size": windows.image_size, "num_threads": data.config.threads}

@@ -19,6 +19,7 @@ from launch.memory import Remedy, check_memory
 from wam_jax import console
 from wam_jax.alone import alone_in
 from wam_jax.nn.module import Params
+from wam_jax.processes import batch_part
 from wam_jax.sharding import batch_sharding, placed, replicated
 from wam_jax.tokenizers.tokenizer import Tokenizer
 from wam_jax.training.checkpoint import Checkpoints
@@ -89,6 +90,7 @@ def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainS
         "frozen_dtype": trainer.frozen_dtype,
         "batch_size": job.batch_size,
         "data": _data_identity(data),
+        **({"processes": jax.process_count()} if jax.process_count() > 1 else {}),  # each has its own place in the data
         **({"alike": job.alike} if job.alike else {}),
         "seed": config.seed,
     }
@@ -127,15 +129,16 @@ def check_parts(batch_size: int, parts: int, mesh: Mesh) -> None:
 def _batches(config: ConfigDict, data: Data, job: Job) -> grain.DatasetIterator:
     if job.batches is not None:
         return job.batches()
-    return data.batches(job.batch_size, config.seed, job.latents, job.windows, job.alike)
+    return data.batches(job.batch_size, config.seed, job.latents, job.windows, job.alike, batch_part(job.trainer.mesh))
 
 
 def _compile(config: ConfigDict, data: Data, job: Job) -> Any:
     """The compiled step; says what it holds."""
     trainer = job.trainer
-    example = next(_batches(config, data, job))
+    example, (_, parts) = next(_batches(config, data, job)), batch_part(trainer.mesh)
     batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(trainer.mesh)), example
+        lambda x: jax.ShapeDtypeStruct((parts * len(x), *x.shape[1:]), x.dtype, sharding=batch_sharding(trainer.mesh)),
+        example,
     )
     everywhere = replicated(trainer.mesh)
     frozen = jax.tree.map(lambda x: placed(x, everywhere), job.frozen)

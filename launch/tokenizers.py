@@ -17,7 +17,7 @@ from launch.alignment import feature_width, load_teacher
 from launch.config import ConfigError
 from launch.data import Data, build_latents
 from launch.job import Job, run_job
-from wam_jax import console
+from wam_jax import console, processes
 from wam_jax.encoders.lpips import load_lpips
 from wam_jax.objectives.reconstruction import Judges, ReconstructionConfig, define_in_training
 from wam_jax.sharding import replicated
@@ -104,8 +104,8 @@ def train_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path)
     state = run_job(config, data, directory, job)
     sample = next(data.batches(_SAMPLE, config.seed + 1, None, clips)).images
     assert sample is not None
-    tokenizer = latent_statistics(sizes, state.acting["tokenizer"], sample)
-    saved.save(directory, tokenizer)
+    tokenizer = latent_statistics(sizes, processes.gathered(state.acting["tokenizer"]), sample)
+    processes.by_first(lambda: saved.save(directory, tokenizer), "the tokenizer is saved")
     return tokenizer
 
 
@@ -197,9 +197,11 @@ def train_latent_actions(
     )
     state = run_job(config, data, directory, job)
     windows, mask = sample_latents(config, data, tokenizer, latents)
-    frozen = latent_action_statistics(sizes, state.acting, windows, mask)
-    saved.save(directory, frozen, tokenizer_key(tokenizer))
-    used = usage(sizes, state.acting, *of_one_kind(tokenizer.config.tubelet, windows, mask))
+    acting = processes.gathered(state.acting)
+    frozen = latent_action_statistics(sizes, acting, windows, mask)
+    key = tokenizer_key(tokenizer)
+    processes.by_first(lambda: saved.save(directory, frozen, key), "latent actions are saved")
+    used = usage(sizes, acting, *of_one_kind(tokenizer.config.tubelet, windows, mask))
     console.log(f"latent actions: {used.summary}")
     return frozen
 

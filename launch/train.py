@@ -68,13 +68,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(args.config, overrides)
-    mesh = devices.start(config)
+    mesh = devices.start(config, several=True)
     workdir = args.workdir or default_workdir(args.config)
     check_start(config, workdir)
     if not config.data.datasets and config.demos.tasks:
         config.data.datasets = demo_datasets(config, workdir)
     data = open_data(config.data)
     seconds = train(config, data, mesh, workdir)
+    if config.distributed:
+        console.log(f"trained; held-out windows and closed loops are one process' work: wam evaluate {workdir}")
+        return
     report = Report(f"Training: {Path(args.config).stem}", subtitle=str(workdir))
     summary: dict[str, Any] = {"stages_s": seconds}
     if config.until == "model":
@@ -164,6 +167,7 @@ def train_model(
         "model": described_model(config, init),
         "interface": interface,
         "tokenizer": dataclasses.asdict(tokenizer.config),
+        "tokenizer_key": tokenizer_key(tokenizer),
         "codec": data.codec.to_dict(),
         "proprio": data.proprio.to_dict(),
         "init": config.init,
@@ -189,13 +193,14 @@ def train_model(
         trained = trained_patterns(config, definition, source)
     identity["trainable"] = trained
     trainer = model_trainer(config, definition, mesh, trained)
+    frozen = jax.device_put(frozen, replicated(mesh))
     job = Job(
         name="world action model",
         trainer=trainer,
         batch_size=config.train.batch_size,
         identity=identity,
-        frozen=jax.device_put(frozen, replicated(mesh)),
-        tokenizer=tokenizer if tokenizer.saved else None,
+        frozen=frozen,
+        tokenizer=frozen.visual if tokenizer.saved else None,
         latents=latents,
         source=source,
         remedies=lambda: [
@@ -227,6 +232,8 @@ def make_score(config: ConfigDict, trainer: Trainer, data: Data, tokenizer: Toke
       ConfigError: if there are no simulated tasks, or the episodes are those that results are reported on.
     """
     numbers = config.train.score
+    if config.distributed:
+        raise ConfigError("config.train.score is one process' work; set config.train.score.every=0")
     if not config.demos.tasks:
         raise ConfigError(
             "config.train.score needs simulated tasks in config.demos.tasks; set config.train.score.every=0"

@@ -117,8 +117,9 @@ class Tabletop:
         data = mujoco.MjData(self.model)
         data.qpos[: len(scene.HOME_QPOS)] = scene.HOME_QPOS
         mujoco.mj_forward(self.model, data)
-        self._mjx_model = mjx.put_model(self.model, impl=impl)
-        self._home = mjx.put_data(self.model, data, impl=impl)
+        here = jax.local_devices()[0]  # of several processes, each simulates on its own
+        self._mjx_model = mjx.put_model(self.model, device=here, impl=impl)
+        self._home = mjx.put_data(self.model, data, device=here, impl=impl)
         options: dict[str, dict[str, Any]] = {
             "front": {"geom_groups": (0, 1), "shadow": True},
             "wrist": {"geom_groups": (0,), "shadow": False},
