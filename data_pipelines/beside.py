@@ -8,7 +8,7 @@ import pathlib
 def candidates(dataset: pathlib.Path, folder: str) -> list[pathlib.Path]:
     """Where they may be: ``folder`` in the dataset's own, then one of the cache (``WAM_CACHE``)."""
     cache = pathlib.Path(os.environ.get("WAM_CACHE") or pathlib.Path.home() / ".cache" / "wam_jax")
-    key = hashlib.sha256(str(dataset).encode()).hexdigest()[:16]
+    key = hashlib.sha256(str(dataset.resolve()).encode()).hexdigest()[:16]
     return [dataset / folder, cache / folder.lstrip(".") / key]
 
 

@@ -87,10 +87,11 @@ def make_loader(
       ValueError: sizes, weights or shards do not fit together.
     """
     arguments = (stores, spec, codec, proprio_affine, text_table, latents, embodiments, labelled)
-    assembler = PackedAssembler(*arguments, seed=seed) if packed else BatchAssembler(*arguments)
+    if packed:
+        assembler: BatchAssembler = PackedAssembler(*arguments, seed=seed, mixed=weights is None)
+    else:
+        assembler = BatchAssembler(*arguments)
     groups = [assembler.windows_of(number) for number in range(len(stores))]
-    if packed and weights is None:
-        groups = [np.concatenate(groups)]
     order = window_order(groups, weights, seed, shard_index, shard_count)
     if alike:
         order = contrasting_order(*assembler.told(), batch_size, alike, seed + shard_index)

@@ -30,12 +30,12 @@ class Piece(NamedTuple):
 
 
 def pack(
-    stores: Sequence[EpisodeStore], embodiments: Sequence[int], spacing: int, frames: int, seed: int
+    stores: Sequence[EpisodeStore], kinds: Sequence[Any], spacing: int, frames: int, seed: int
 ) -> list[tuple[Piece, ...]]:
     """Rows of at most ``frames`` frames, ``spacing`` control steps apart: first fit, over episodes in random order.
 
     In every order an episode begins at a random one of its first ``spacing`` steps; longer ones than a row are cut.
-    What has fewer than two frames is left out. All episodes of a row are of one embodiment: a batch has one a row.
+    What has fewer than two frames is left out. All episodes of a row are of stores of one kind.
 
     Raises:
       ValueError: if nothing is left.
@@ -54,7 +54,7 @@ def pack(
             while left > 1:
                 count = min(left, frames)
                 row = int(first_rows[number] + store.episode_starts[episode]) + begin
-                _place(opened, Piece(number, episode, begin, row, count), embodiments, frames)
+                _place(opened, Piece(number, episode, begin, row, count), kinds, frames)
                 # The last frame of a part is the first of the next: what happens between them is in one of them.
                 begin, left = begin + (count - 1) * spacing, left - (count - 1)
             while len(opened) > _OPEN:
@@ -65,28 +65,33 @@ def pack(
     return rows
 
 
-def _place(opened: list[list[Piece]], piece: Piece, embodiments: Sequence[int], frames: int) -> None:
+def _place(opened: list[list[Piece]], piece: Piece, kinds: Sequence[Any], frames: int) -> None:
     for pieces in opened:
-        same_robot = embodiments[pieces[0].store] == embodiments[piece.store]
-        if same_robot and sum(other.frames for other in pieces) + piece.frames <= frames:
+        alike = kinds[pieces[0].store] == kinds[piece.store]
+        if alike and sum(other.frames for other in pieces) + piece.frames <= frames:
             pieces.append(piece)
             return
     opened.append([piece])
 
 
 class PackedAssembler(BatchAssembler):
-    """Like ``BatchAssembler``, of rows instead of windows; of the spec's frames in a row, evenly spaced."""
+    """Like ``BatchAssembler``, of rows instead of windows; of the spec's frames in a row, evenly spaced.
 
-    def __init__(self, stores: Sequence[EpisodeStore], spec: WindowSpec, *more: Any, seed: int):
-        """As ``BatchAssembler``; errors beside its own:
+    A row has one embodiment, and actions throughout or none: a model is told of both by the row.
+    """
+
+    def __init__(self, stores: Sequence[EpisodeStore], spec: WindowSpec, *more: Any, seed: int, mixed: bool = True):
+        """As ``BatchAssembler``; ``mixed``: rows may hold episodes of several stores. Errors beside its own:
 
         Raises:
           ValueError: frames are not evenly spaced, actions are not those between them, displacements do not start anew
-            with every frame, or images would have to be merged in time on the fly.
+            with every frame, images would have to be merged in time on the fly, or depth or values are asked for.
         """
+        if spec.depth_cameras or spec.value_discount:
+            raise ValueError("packed rows have neither depth nor values; set data.packed=False")
         spacings = set(np.diff(spec.frame_offsets).tolist())
         self.spacing = spacings.pop() if spacings else 1
-        self._seed = seed
+        self._seed, self._mixed = seed, mixed
         super().__init__(stores, spec, *more)
         actions = self.spacing * (len(spec.frame_offsets) - 1)
         sums = bool(self._codec.cumulative.any()) and self._codec.block != self.spacing
@@ -104,8 +109,10 @@ class PackedAssembler(BatchAssembler):
     @functools.cached_property
     def rows(self) -> list[tuple[Piece, ...]]:
         """The pieces of every row."""
-        # Packed when the base's __init__ first looks at a frame: by then it knows the embodiments.
-        return pack(self.stores, self._embodiments, self.spacing, len(self._spec.frame_offsets), self._seed)
+        # Packed when the base's __init__ first looks at a frame: by then it knows what the stores are.
+        own = [0] * len(self.stores) if self._mixed else range(len(self.stores))
+        kinds = list(zip(self._embodiments, self._labelled_stores, own, strict=True))
+        return pack(self.stores, kinds, self.spacing, len(self._spec.frame_offsets), self._seed)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -84,14 +84,20 @@ def test_a_row_holds_episodes_of_the_robot_it_is_told_to_be(store: RldsStore):
 
 
 def test_actions_that_may_not_be_looked_at_are_in_no_row(store: RldsStore):
+    """And a row has them throughout or not at all: a model is told which."""
     source = loader([store, store], embodiments=(0, 0), labelled=(True, False))
     rows = source.assembler.rows
-    mixed = [number for number, row in enumerate(rows) if {piece.store for piece in row} == {0, 1}]
-    batch = source.assembler([source.assembler.sample(number) for number in mixed])
-    labelled = [sum(SPACING * (p.frames - 1) for p in rows[number] if p.store == 0) for number in mixed]
+    assert {frozenset(piece.store for piece in row) for row in rows} == {frozenset({0}), frozenset({1})}
+    batch = source.assembler([source.assembler.sample(number) for number in range(len(rows))])
+    labelled = [sum(SPACING * (p.frames - 1) for p in row if p.store == 0) for row in rows]
     np.testing.assert_array_equal(batch.action_mask.all(-1).sum(1), labelled)
     assert batch.actions[batch.action_mask].any()
     assert not batch.actions[~batch.action_mask].any()
+
+
+def test_stores_that_are_weighed_have_rows_of_their_own(store: RldsStore):
+    source = loader([store] * 2, embodiments=(0, 0), weights=(1.0, 3.0))
+    assert {len({piece.store for piece in row}) for row in source.assembler.rows} == {1}
 
 
 def test_batches_are_the_same_again_and_go_on_after_a_restore(store: RldsStore):
@@ -109,6 +115,9 @@ def test_what_cannot_be_packed_is_said(store: RldsStore):
     uneven = WindowSpec(cameras=("front", "wrist"), frame_offsets=(0, 2, 3), action_horizon=3)
     with pytest.raises(ValueError, match=r"packed rows need evenly spaced frames \(have \(0, 2, 3\)\)"):
         loader([store], uneven)
+    deep = WindowSpec(cameras=("front",), depth_cameras=("front",), frame_offsets=(0, 2), action_horizon=2)
+    with pytest.raises(ValueError, match="packed rows have neither depth nor values; set data.packed=False"):
+        loader([store], deep)
     merged = WindowSpec(cameras=("front", "wrist"), frame_offsets=(0, 2, 4), action_horizon=4, tubelet=2)
     with pytest.raises(ValueError, match=r"that merges images need data\.precompute_latents=True"):
         loader([store], merged)
