@@ -1,5 +1,7 @@
 """Acting: the chunk of the highest value is taken; what a model lacks is said."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +67,15 @@ def test_a_causal_policy_remembers_and_another_does_not(tiny, batch, tokenizer):
     assert np.abs(first - second).max() > 1e-4  # the same observation, after another past
     policy, params, observation = make(tiny, batch, tokenizer, "fast_wam")
     assert policy.init_state(params, observation) is None
+
+
+def test_a_causal_policy_remembers_actions_as_limits_cut_them(tiny, batch, tokenizer):
+    policy, params, observation = make(tiny, batch, tokenizer, "repwam")
+    codec = ActionCodec(np.ones(4, bool), Affine.identity(4), np.full(4, 1e-3, np.float32), block=2)
+    policy = dataclasses.replace(policy, codec=codec)
+    given, after = policy.act(params, policy.init_state(params, observation), observation, jax.random.key(0))
+    assert np.abs(given).max() <= 1e-3
+    np.testing.assert_allclose(after.executed["action"], codec.encode(given), atol=1e-7)
 
 
 def test_a_policy_watches_an_episode_as_it_saw_it(tiny, batch):

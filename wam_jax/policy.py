@@ -188,8 +188,10 @@ class Policy:
         now = newest(model, known)
         acting = tuple(policy_state.executed)
         found = sample(model, now, rng, self.mode, want=acting, steps=self.steps, context=context)
-        executed = {name: found[name] for name in acting}
-        return jnp.asarray(self.codec.decode(found["action"])), PolicyState(history, executed, tokens)
+        actions = jnp.asarray(self.codec.decode(found["action"]))
+        # What was given, not what was wanted: limits cut it.
+        executed = {**{name: found[name] for name in acting}, "action": jnp.asarray(self.codec.encode(actions))}
+        return actions, PolicyState(history, executed, tokens)
 
     def _best(self, model: WorldActionModel, known: Known, rng: jax.Array) -> Float[Array, "B K A"]:
         """Best of several chunks by predicted value (Cosmos Policy).

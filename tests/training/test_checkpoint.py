@@ -88,6 +88,21 @@ def test_loss_that_is_not_finite_stops_the_run_naming_the_step(tmp_path, mesh):
         train(tmp_path, mesh, 6, values=[1, 2, 3, 4, 5, -6])
 
 
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, mesh):
+    """Though no loss of that step is logged."""
+    config = LoopConfig(steps=6, save_every=2, log_every=5)
+
+    def explode(state, frozen, batch):
+        state, metrics = add_batch(state, frozen, batch)
+        return state, {**metrics, "gradient_norm": np.nan if state.step == 4 else 1.0}
+
+    with pytest.raises(FloatingPointError, match="gradient_norm is nan at step 4"):
+        fit(start(), explode, None, numbers(range(1, 8)), mesh, tmp_path, config, META)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.latest == 2
+    checkpoints.close()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [

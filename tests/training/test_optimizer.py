@@ -61,7 +61,9 @@ def test_rate_falls_from_layer_to_layer_and_heads_keep_theirs():
     config = OptimizerConfig(steps=1, layer_decay=0.5, rates=((r"maps/.*", 3.0),))
     layers = rate_factor(config, "trunk/blocks/video/up/kernel", (3, 4, 4), 3)
     np.testing.assert_allclose(layers[:, 0, 0], [0.25, 0.5, 1.0])
-    assert rate_factor(config, "maps/video/head/kernel", (4, 2), 3) == 3.0
+    for after in ("maps/video/head/kernel", "maps/action/diffusion/blocks/up/kernel"):
+        assert rate_factor(config, after, (4, 2), 3) == 3.0
+    assert rate_factor(config, "projectors/0/up/kernel", (4, 2), 3) == 1.0
     assert rate_factor(config, "maps/video/project/kernel", (2, 4), 3) == pytest.approx(3.0 / 8)
 
 

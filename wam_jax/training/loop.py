@@ -1,5 +1,6 @@
 """The training loop: batches in, checkpoints and curves out; killed at any step, it goes on where it was."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -68,39 +69,47 @@ def fit(
       score: of a state, the higher the better (closed-loop success); where the best one was is kept in ``best/``.
 
     Raises:
-      FloatingPointError: as soon as a logged loss is not finite; names the step.
+      FloatingPointError: where a loss or gradient that is logged, or about to be saved, is not finite; names the step.
       CheckpointError: if the directory holds a run of another configuration.
     """
-    checkpoints = Checkpoints(directory / "checkpoints")
-    if checkpoints.latest is not None:
-        state = checkpoints.restore(state, data, meta)
-        console.log(f"{description}: resuming from step {int(state.step)}")
-    start = int(state.step)
-    log = MetricsLog(directory / "metrics.jsonl", start)
-    best = Best(directory / "best", start) if score is not None and config.evaluate_every else None
-    began = time.monotonic()
-    for step in console.progress(range(start + 1, config.steps + 1), description, config.steps, start):
-        batch = next(data)
-        state, metrics = step_fn(state, frozen, _to_devices(batch, mesh))
-        if config.log_batches or step % config.log_every == 0 or step == config.steps:
-            values = {name: float(value) for name, value in metrics.items()}
-            if not np.isfinite(values["loss"]):
-                raise FloatingPointError(
-                    f"{description}: loss is {values['loss']} at step {step}; lower train.optimizer.learning_rate, or "
-                    f"look at the data with: wam index DIR"
-                )
-            if config.log_batches:
-                values["batch"] = batch_checksum(batch)
-            log.append(step, {**values, "seconds": round(time.monotonic() - began, 2)})
-        if best is not None and score is not None and (step % config.evaluate_every == 0 or step == config.steps):
-            value = score(state)
-            log.append(step, {"score": value})
-            if best.beaten_by(value, step):
-                best.keep(value, step, checkpoints, state, data, tokenizer, meta)
-        if step % config.save_every == 0 or step == config.steps:  # after the score: a kill in between scores again
-            checkpoints.save(step, state, data, tokenizer, meta)
-    checkpoints.close()
+    # Closed, it has waited for what is being written, whatever ends the training.
+    with contextlib.closing(Checkpoints(directory / "checkpoints")) as checkpoints:
+        if checkpoints.latest is not None:
+            state = checkpoints.restore(state, data, meta)
+            console.log(f"{description}: resuming from step {int(state.step)}")
+        start = int(state.step)
+        log = MetricsLog(directory / "metrics.jsonl", start)
+        best = Best(directory / "best", start) if score is not None and config.evaluate_every else None
+        began = time.monotonic()
+        for step in console.progress(range(start + 1, config.steps + 1), description, config.steps, start):
+            batch = next(data)
+            state, metrics = step_fn(state, frozen, _to_devices(batch, mesh))
+            logs = config.log_batches or step % config.log_every == 0 or step == config.steps
+            saves = step % config.save_every == 0 or step == config.steps
+            if logs or saves:
+                values = {name: float(value) for name, value in metrics.items()}
+                _check_finite(values, step, description)
+            if logs:
+                if config.log_batches:
+                    values["batch"] = batch_checksum(batch)
+                log.append(step, {**values, "seconds": round(time.monotonic() - began, 2)})
+            if best is not None and score is not None and (step % config.evaluate_every == 0 or step == config.steps):
+                value = score(state)
+                log.append(step, {"score": value})
+                if best.beaten_by(value, step):
+                    best.keep(value, step, checkpoints, state, data, tokenizer, meta)
+            if saves:  # after the score: a kill in between scores again
+                checkpoints.save(step, state, data, tokenizer, meta)
     return state
+
+
+def _check_finite(values: dict[str, float], step: int, description: str) -> None:
+    for name in ("loss", "gradient_norm"):
+        if not np.isfinite(values.get(name, 0.0)):
+            raise FloatingPointError(
+                f"{description}: {name} is {values[name]} at step {step}; lower train.optimizer.learning_rate, in "
+                "another --workdir, or look at the data with: wam index DIR"
+            )
 
 
 class Best:

@@ -133,11 +133,14 @@ def _scale_updates(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+_AFTER = r"/(head|diffusion)/|^projectors/"
+
+
 def rate_factor(config: OptimizerConfig, path: str, shape: tuple[int, ...], depth: int) -> np.ndarray:
     """What a parameter's learning rate is multiplied by; broadcasts over the parameter.
 
     Layer-wise decay after BEiT (arXiv 2106.08254): factor d^(N - 1 - l) for layer l of a stack of N, d^N before the
-    layers, 1 for heads.
+    layers, 1 for what comes after them (heads, of diffusion too, and projectors).
 
     Args:
       path, shape: of the parameter.
@@ -147,7 +150,7 @@ def rate_factor(config: OptimizerConfig, path: str, shape: tuple[int, ...], dept
     if _stacked(path):
         layers = config.layer_decay ** np.arange(shape[0] - 1, -1, -1.0)
         return named * layers.reshape(-1, *(1 for _ in shape[1:]))
-    return np.array(named if "/head/" in path else named * config.layer_decay**depth)
+    return np.array(named if re.search(_AFTER, path) else named * config.layer_decay**depth)
 
 
 def _stacked(path: str) -> bool:
