@@ -135,6 +135,8 @@ def get_config() -> ConfigDict:
             "skills": False,  # tell the world model each skill in its own words, as one trained on skills needs
             "windows": (),  # of the world model, for each skill; empty: as long as the expert takes, in the median
             "trajectories": 256,  # imagined, each from a start of its own
+            "tracked": 64,  # more of them, to see on whether similarity tells success
+            "forgiving": 0.0,  # of what is hopelessly confused, see objectives/contrastive.py
             "batch_size": 32,  # episodes beside each other, each the others' negative
             "seed": 5000,  # of the starts; not that of any evaluation
         }
@@ -150,6 +152,9 @@ def get_config() -> ConfigDict:
             "position": (),
             "unit": 1.0,
             "hidden": (),
+            # Further negatives of each sequence: its own chunks, moved up to so far. Needs position.
+            "elsewhere": 0,
+            "elsewhere_metres": 0.05,
         }
     )
     config.posttrain.adapters.options = ConfigDict({})

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from launch.imagine import imagine, picture_steps
 from wam_jax import console
 from wam_jax.alone import alone_in
-from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of
+from wam_jax.evaluation.success import Episodes, EvaluationConfig, TaskText, episodes_of
 from wam_jax.sim import compilation
 from wam_jax.sim.rollout import draw, rollout, scripted_actor
 from wam_jax.sim.tabletop import Tabletop
@@ -46,9 +46,12 @@ def imagine_starts(
     windows: int,
     directory: Path,
 ) -> Imagined:
-    """A video from each start, of what the world model expects or of what the expert does; made once."""
+    """A video from each start, of what the world model expects or of what the expert does; made once.
+
+    Those that are only tracked come last.
+    """
     numbers = config.posttrain
-    decides = [numbers[name] for name in ("trajectories", "batch_size", "seed", "imagination")]
+    decides = [numbers[name] for name in ("trajectories", "tracked", "batch_size", "seed", "imagination")]
     asked = [*decides, told, windows, task.name, task.shapes]
     key = hashlib.sha256(json.dumps([fingerprint(world), *asked]).encode()).hexdigest()
     path = directory / f"imagined_{key[:12]}.npz"
@@ -59,12 +62,17 @@ def imagine_starts(
         return Imagined(*(saved[name] for name in Imagined._fields))
 
 
+def starts_of(config: ConfigDict, task: TaskText) -> Episodes:
+    """Those that post-training learns from, and after them those on which it is tracked."""
+    numbers = config.posttrain
+    return episodes_of(task, EvaluationConfig(episodes=numbers.trajectories + numbers.tracked, seed=numbers.seed))
+
+
 def _imagine_starts(
     config: ConfigDict, world: Trained, task: TaskText, env: Tabletop, told: tuple[int, ...] | None, windows: int
 ) -> Imagined:
-    numbers = config.posttrain
-    episodes = episodes_of(task, EvaluationConfig(episodes=numbers.trajectories, seed=numbers.seed))
-    batches = console.progress(range(0, numbers.trajectories, numbers.batch_size), "imagine")
+    numbers, episodes = config.posttrain, starts_of(config, task)
+    batches = console.progress(range(0, len(episodes.keys), numbers.batch_size), "imagine")
     if numbers.imagination == "expert":
         make = expert_videos(env, picture_steps(world, windows))
     else:

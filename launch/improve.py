@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 
 from launch.config import ConfigError, to_plain
 from launch.data import open_data
+from launch.imagined_starts import Imagined, starts_of
 from launch.job import Job, run_job
 from launch.tokenizers import encode_dataset
 from launch.world2act import Work, adapter_sizes
 from wam_jax import console
-from wam_jax.evaluation.success import EvaluationConfig, closed_loop_score, episodes_of
+from wam_jax.evaluation.success import EvaluationConfig, closed_loop_score
 from wam_jax.nn.lora import FACTORS, Lora, with_lora
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import PolicyParams
@@ -50,7 +51,7 @@ _AT_ONCE = 32  # imagined videos that are encoded
 
 
 class Tracking(NamedTuple):
-    """Episodes from the starts of what was imagined, to their end.
+    """Episodes from starts that were imagined and not learned from, to their end.
 
     Attributes:
       similarity: of what each did and what was imagined for it.
@@ -65,12 +66,12 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
     """The policy acts from the starts of what was imagined, and learns to do the like.
 
     Returns:
-      whether it then does, and whether that goes with success (World2Act's claim).
+      whether it then does, from other starts, and whether that goes with success (World2Act's claim).
     """
     numbers, base = config.posttrain, work.base
-    episodes = episodes_of(work.task, EvaluationConfig(episodes=numbers.trajectories, seed=numbers.seed))
+    episodes = starts_of(config, work.task)
     keys = np.asarray(jax.random.key_data(episodes.keys))
-    video = _read(config, work, lambda adapters, latents: adapters.of_video(latents))
+    video = _read(config, work, work.imagined, lambda adapters, latents: adapters.of_video(latents))
     looks = jax.tree.map(np.asarray, episodes.looks)
 
     def take(rows: Any) -> Starts:
@@ -91,7 +92,7 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
         name="post-training",
         trainer=Trainer(
             definition=definition,
-            loss=online_loss(work.env, learner, work.adapters, work.data.codec, work.view),
+            loss=online_loss(work.env, learner, work.adapters, work.data.codec, work.view, forgiving=numbers.forgiving),
             config=OptimizerConfig(**numbers.optimizer),
             mesh=mesh,
             seed=config.seed,
@@ -110,7 +111,8 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
     after = load_policy(directory, mesh)
     learner = dataclasses.replace(learner, policy=after.policy)  # type: ignore[type-var]
     run, parts = compilation.jit(whole_episodes(work.env, learner, work.adapters, work.data.codec, work.view)), []
-    for start in console.progress(range(0, numbers.trajectories, numbers.batch_size), "episodes to their end"):
+    others = range(numbers.trajectories, numbers.trajectories + numbers.tracked, numbers.batch_size)
+    for start in console.progress(others, "episodes to their end"):
         rows, key = np.arange(start, start + numbers.batch_size), jax.random.fold_in(jax.random.key(config.seed), start)
         parts.append(jax.tree.map(np.asarray, run(after.params, job.frozen, take(rows), key)))
     similarity, success = (np.concatenate(found) for found in zip(*parts, strict=True))
@@ -123,7 +125,7 @@ def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None
     Raises:
       ConfigError: the policy sees other frames than a window's first and the next, or they are not encoded ahead.
     """
-    base = work.base
+    base, imagined = work.base, Imagined(*(x[: config.posttrain.trajectories] for x in work.imagined))
     told, tokenizer = base.meta["identity"]["interface"], base.params.tokenizer
     if told["frame_steps"] != [0, work.chunk] or tokenizer.config.temporal or not config.data.precompute_latents:
         raise ConfigError(
@@ -133,23 +135,23 @@ def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None
     if list(config.data.frame_steps) != told["frame_steps"] or config.data.action_horizon != told["action_horizon"]:
         raise ConfigError(f"config.data.frame_steps and action_horizon are not those of {config.init}; set them so")
     encode = jax.jit(lambda tokenizer, images: tokenizer.start(images)[0])
-    latents = [np.asarray(encode(tokenizer, images)) for images in np.swapaxes(work.imagined.pictures, 0, 1)]
-    actions = _read(config, work, lambda adapters, x: adapters.decode(adapters.of_video(x)))
+    latents = [np.asarray(encode(tokenizer, images)) for images in np.swapaxes(imagined.pictures, 0, 1)]
+    actions = _read(config, work, imagined, lambda adapters, x: adapters.decode(adapters.of_video(x)))
     guessed = PseudoDemonstrations(
         latents=np.stack(latents, 1),
         actions=np.asarray(work.data.codec.decode(actions)),
-        text=jax.tree.map(lambda x: np.asarray(x)[work.imagined.instruction], work.task.text),
+        text=jax.tree.map(lambda x: np.asarray(x)[imagined.instruction], work.task.text),
         embodiment=work.task.embodiment,
-        proprio=np.asarray(base.policy.proprio.normalise(work.imagined.proprio)),
+        proprio=np.asarray(base.policy.proprio.normalise(imagined.proprio)),
     )
     data = dataclasses.replace(open_data(config.data), codec=base.policy.codec, proprio=base.policy.proprio)
     own, half = encode_dataset(data, tokenizer), config.train.batch_size // 2
 
     def batches() -> grain.DatasetIterator:
-        imagined = _endless(
+        dreamt = _endless(
             len(guessed), half, config.seed, lambda rows: guessed.batch(rows, data.codec, told["action_horizon"])
         )
-        return SideBySide(imagined, data.batches(config.train.batch_size - half, config.seed, own))
+        return SideBySide(dreamt, data.batches(config.train.batch_size - half, config.seed, own))
 
     definition = base.policy.definition
     learner = WholeLearner(base.policy, work.data.codec)
@@ -173,8 +175,10 @@ def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None
     run_job(config, data, directory, job)
 
 
-def _read(config: ConfigDict, work: Work, read: Callable[[Adapters, Array], Array]) -> Float[np.ndarray, "K ..."]:
-    """What ``read`` makes of the adapters and what they see of all that was imagined."""
+def _read(
+    config: ConfigDict, work: Work, imagined: Imagined, read: Callable[[Adapters, Array], Array]
+) -> Float[np.ndarray, "K ..."]:
+    """What ``read`` makes of the adapters and what they see of what was imagined."""
     decoded, eyes = config.posttrain.imagination == "world", eyes_of(adapter_sizes(config), work.world)
 
     def run(eyes: Eyes, params: Params, images: jax.Array):
@@ -184,7 +188,7 @@ def _read(config: ConfigDict, work: Work, read: Callable[[Adapters, Array], Arra
             images = jnp.concatenate([start, images[:, 1:]], 1)
         return read(work.adapters.bind(params), eyes.see(tokenizer.encode(images)))
 
-    jitted, pictures = jax.jit(run), work.imagined.pictures
+    jitted, pictures = jax.jit(run), imagined.pictures
     parts = [pictures[i : i + _AT_ONCE] for i in range(0, len(pictures), _AT_ONCE)]
     return np.concatenate([np.asarray(jitted(eyes, work.adapter_params, x)) for x in parts])
 

@@ -76,11 +76,14 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
         raise ConfigError(f"config.posttrain.imagination={numbers.imagination!r} is unknown (has: {known})")
     if not 0 <= numbers.adapters.hard_share <= 1:
         raise ConfigError(f"config.posttrain.adapters.hard_share={numbers.adapters.hard_share} is no share, 0 to 1")
-    if numbers.trajectories < 1 or numbers.batch_size < 2 or numbers.trajectories % numbers.batch_size:
-        raise ConfigError(
-            f"config.posttrain.trajectories={numbers.trajectories} is no multiple of "
-            f"config.posttrain.batch_size={numbers.batch_size} (2 or more)"
-        )
+    for name in ("trajectories", "tracked"):
+        if numbers[name] < 1 or numbers.batch_size < 2 or numbers[name] % numbers.batch_size:
+            raise ConfigError(
+                f"config.posttrain.{name}={numbers[name]} is no multiple of "
+                f"config.posttrain.batch_size={numbers.batch_size} (2 or more)"
+            )
+    if numbers.adapters.elsewhere and not numbers.adapters.position:
+        raise ConfigError("config.posttrain.adapters.elsewhere moves places; set config.posttrain.adapters.position")
     if numbers.method == "lora" and not config.train.lora.rank:
         raise ConfigError("config.posttrain.method='lora' needs config.train.lora.rank, such as 16")
     for name, value in (("data.unlabelled", config.data.unlabelled), ("data.packed", config.data.packed)):
@@ -244,7 +247,7 @@ def train_adapters(
     definition = define_adapters(sizes, channels, _block(data.codec), data.codec.action_size)
 
     def loss(params: Params, eyes: Eyes, batch: Batch, key: jax.Array, step: jax.Array):
-        return _sequence_loss(config, data, view, definition, params, eyes, batch)
+        return _sequence_loss(config, data, view, definition, params, eyes, batch, key)
 
     job = Job(
         name="adapters",
@@ -262,6 +265,7 @@ def train_adapters(
             "tokenizer": tokenizer_key(tokenizer),
             **({"world": fingerprint(world)} if sizes.video == "features" else {}),
             "view": view.to_dict(),
+            "elsewhere": [numbers.elsewhere, numbers.elsewhere_metres],
         },
         frozen=jax.device_put(eyes_of(sizes, world), replicated(mesh)),
         latents=encode_dataset(data, tokenizer) if config.data.precompute_latents else None,
@@ -283,13 +287,17 @@ def _sequence_loss(
     params: Params,
     eyes: Eyes,
     batch: Batch,
+    key: jax.Array | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     batch, latents = encode_batch(eyes.tokenizers, batch)
     there = jnp.asarray(batch.image_mask).any(-1)
     loss = inverse_loss if config.posttrain.method == "pixels" else adapter_loss
     starts = jnp.asarray(data.proprio.unnormalise(batch.proprio[:, :-1]))
-    actions = view(jnp.asarray(batch.actions), starts)
-    return loss(definition.bind(params), eyes.see(latents), actions, there[:, :-1] & there[:, 1:])
+    actions, numbers = view(jnp.asarray(batch.actions), starts), config.posttrain.adapters
+    elsewhere = None
+    if key is not None and numbers.elsewhere:
+        elsewhere = view.elsewhere(actions, starts.shape[1], numbers.elsewhere, numbers.elsewhere_metres, key)
+    return loss(definition.bind(params), eyes.see(latents), actions, there[:, :-1] & there[:, 1:], elsewhere)
 
 
 def heldout_sequences(config: ConfigDict, work: Work) -> dict[str, float]:

@@ -116,7 +116,7 @@ def test_what_cannot_be_packed_is_said(store: RldsStore):
     with pytest.raises(ValueError, match=r"packed rows need evenly spaced frames \(have \(0, 2, 3\)\)"):
         loader([store], uneven)
     deep = WindowSpec(cameras=("front",), depth_cameras=("front",), frame_offsets=(0, 2), action_horizon=2)
-    with pytest.raises(ValueError, match="packed rows have neither depth nor values; set data.packed=False"):
+    with pytest.raises(ValueError, match=r"packed rows have neither depth nor values; set data\.packed=False"):
         loader([store], deep)
     merged = WindowSpec(cameras=("front", "wrist"), frame_offsets=(0, 2, 4), action_horizon=4, tubelet=2)
     with pytest.raises(ValueError, match=r"that merges images need data\.precompute_latents=True"):

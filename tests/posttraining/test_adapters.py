@@ -56,7 +56,7 @@ def test_training_makes_pairs_alike_on_sequences_it_never_saw():
         return optax.apply_updates(params, updates), state, metrics
 
     state = optimizer.init(params)
-    for number in range(200):
+    for number in range(400):
         params, state, _ = step(params, state, *pairs(16, number))
     measure = jax.jit(lambda params: adapter_loss(definition.bind(params), *pairs(16, 999))[1])
     before, after = measure(definition.init(jax.random.key(0))), measure(params)
@@ -76,6 +76,29 @@ def test_absent_chunks_change_nothing(video):
     expected = loss(latents[:, :4], actions[:, : 3 * CHUNK])
     found = loss(latents.at[:, 4:].set(7.0), actions.at[:, 3 * CHUNK :].set(7.0), mask)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_pooled_to_places_a_vector_knows_where_in_the_picture_something_is():
+    """Two pictures with the same spot, away from all borders: a mean gives nearly the same for both."""
+    latents = np.zeros((2, 2, 1, 16, 16, ACTION), np.float32)
+    latents[0, 1, 0, 4:8, 4:8], latents[1, 1, 0, 8:12, 8:12] = 3.0, 3.0  # a whole stride of the convolutions apart
+
+    def apart(pool: str) -> float:
+        definition = define_adapters(AdapterConfig(**SMALL, pool=pool), ACTION, CHUNK, ACTION)
+        one, other = definition.bind(definition.init(jax.random.key(0))).of_video(jnp.asarray(latents))[:, 0]
+        return float(jnp.linalg.norm(one - other) / jnp.linalg.norm(one))
+
+    assert apart("mean") < 0.1 * apart("where")
+
+
+def test_own_actions_elsewhere_are_negatives():
+    definition = define_adapters(AdapterConfig(**SMALL), ACTION, CHUNK, ACTION)
+    latents, actions = pairs(6, 0)
+    adapters = definition.bind(definition.init(jax.random.key(0)))
+    plain, metrics = adapter_loss(adapters, latents, actions)
+    further, again = adapter_loss(adapters, latents, actions, None, jnp.stack([actions, actions + 1]))
+    assert metrics["similarity"] == pytest.approx(again["similarity"])
+    assert float(further) > float(plain) + 0.05  # at least its own vector once more
 
 
 def test_what_does_not_fit_is_refused():

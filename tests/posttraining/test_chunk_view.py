@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -35,6 +36,20 @@ def test_displacements_are_seen_as_they_are_and_what_is_hidden_not_at_all():
     starts = np.ones((2, 1, 4), np.float32)
     np.testing.assert_array_equal(ChunkView.make(CODEC, PROPRIO)(actions, starts), actions)
     np.testing.assert_array_equal(ChunkView.make(CODEC, PROPRIO, hidden=(2,))(actions, starts)[..., 2], 0)
+
+
+def test_elsewhere_is_as_far_as_said_in_what_is_seen_and_alike_throughout_a_chunk():
+    view = ChunkView.make(CODEC, PROPRIO, (1, 2), UNIT, (2,))
+    actions = np.zeros((6, 2 * CHUNK, 3), np.float32)
+    moved = np.asarray(view.elsewhere(actions, 2, 3, 0.05, jax.random.key(0)))
+    assert moved.shape == (3, *actions.shape)
+    assert not moved[..., 2].any()
+    chunks = moved.reshape(3, 6, 2, CHUNK, 3)
+    np.testing.assert_array_equal(chunks, np.broadcast_to(chunks[..., :1, :], chunks.shape))
+    far = np.linalg.norm(chunks[..., 0, :2] * view.scale[:2], axis=-1)  # metres
+    assert 0.01 <= far.min() < 0.02 < 0.04 < far.max() <= 0.05
+    with pytest.raises(ValueError, match=r"moves places; set posttrain\.adapters\.position"):
+        ChunkView.make(CODEC, PROPRIO).elsewhere(actions, 2, 3, 0.05, jax.random.key(0))
 
 
 def test_a_view_is_saved_and_read_back_exactly():

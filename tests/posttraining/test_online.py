@@ -36,7 +36,7 @@ def test_a_residual_learns_to_do_what_the_video_shows(fast_wam):
     def show(key):
         informed = WamParams(policy=params, text=text, embodiment=jnp.asarray(0), misinform=jnp.asarray(False))
         states = jax.vmap(env.reset)(keys)
-        seen, notes, _ = roll(env, learner, informed, states, CHUNKS, policy.chunks.block, key)
+        seen, notes, *_ = roll(env, learner, informed, states, CHUNKS * policy.chunks.block, policy.chunks.block, key)
         did = jnp.swapaxes(policy.chunks.encode(notes), 0, 1).reshape(EPISODES, -1, 4)
         return adapters.of_actions(policy.view(did + more, jnp.swapaxes(seen.proprio, 0, 1)))
 

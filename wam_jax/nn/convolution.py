@@ -116,3 +116,12 @@ class Upsampler(nnx.Module):
         for number, layer in enumerate(self.layers):
             out = layer(jax.nn.gelu(out) if number else out)
         return out.reshape(*x.shape[:2], *out.shape[1:])
+
+
+def what_and_where(x: Float[Array, "B h w C"]) -> Float[Array, "B 3C"]:
+    """Of each channel its mean, and the mean place where it is high (spatial softmax, Levine et al. 2016)."""
+    rows, columns = (jnp.linspace(-1, 1, size) for size in x.shape[1:3])
+    weights = jax.nn.softmax(x, axis=(1, 2))
+    row, column = (weights.sum(other) for other in (2, 1))
+    places = jnp.einsum("bhc,h->bc", row, rows), jnp.einsum("bwc,w->bc", column, columns)
+    return jnp.concatenate([x.mean((1, 2)), *places], -1)

@@ -17,7 +17,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from wam_jax.nn.convolution import Conv, GroupNorm
+from wam_jax.nn.convolution import Conv, GroupNorm, what_and_where
 from wam_jax.nn.module import Definition, Linear, define
 from wam_jax.objectives.contrastive import chunks_there, chunkwise, info_nce, pooled, retrieval_accuracy
 from wam_jax.objectives.masked import masked_mean
@@ -37,16 +37,19 @@ class AdapterConfig:
       size: channels of the space where both meet.
       temperature: of the contrastive loss.
       similarity: "chunkwise", or "pooled" (the ablation).
+      pool: over the grid of latents: "mean", or "where" (also the place where each channel is high: a mean alone hardly
+        knows one place from another).
       video_widths, action_widths: of the layers between.
 
     Raises:
-      ValueError: for another kind of video adapter or similarity.
+      ValueError: for another kind of video adapter, similarity or pooling.
     """
 
     video: Literal["latents", "features"] = "latents"
     size: int = 32
     temperature: float = 0.1
     similarity: str = "chunkwise"
+    pool: Literal["mean", "where"] = "mean"
     video_widths: tuple[int, ...] = (64, 128)
     action_widths: tuple[int, ...] = (128, 64)
 
@@ -55,6 +58,8 @@ class AdapterConfig:
             raise ValueError(f"adapters.video {self.video!r} is unknown (has: latents, features)")
         if self.similarity not in SIMILARITIES:
             raise ValueError(f"adapters.similarity {self.similarity!r} is unknown (has: {', '.join(SIMILARITIES)})")
+        if self.pool not in ("mean", "where"):
+            raise ValueError(f"adapters.pool {self.pool!r} is unknown (has: mean, where)")
 
 
 # The paper's method section, and its project page (which differs, see there).
@@ -65,13 +70,14 @@ PRESETS = {
 
 
 class LatentAdapter(nnx.Module):
-    """Two convolutions of stride 2 with group norm and GELU, the mean over the grid, and a linear map."""
+    """Two convolutions of stride 2 with group norm and GELU, what the grid is pooled to, and a linear map."""
 
     def __init__(self, channels: int, config: AdapterConfig, rngs: nnx.Rngs):
         widths = (2 * channels, *config.video_widths)
         self.convs = nnx.List([Conv(a, b, rngs, stride=2) for a, b in itertools.pairwise(widths)])
         self.norms = nnx.List([GroupNorm(width, _GROUPS) for width in config.video_widths])
-        self.out = Linear(widths[-1], config.size, (None, None), rngs)
+        self.where = config.pool == "where"
+        self.out = Linear(widths[-1] * (3 if self.where else 1), config.size, (None, None), rngs)
 
     def __call__(
         self, latents: Float[Array, "B T+1 V h w C"], mask: Bool[Array, "B T"] | None
@@ -82,7 +88,7 @@ class LatentAdapter(nnx.Module):
         x = rearrange(both, "b t v h w c e -> (b t) h w (e v c)")
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = jax.nn.gelu(norm(conv(x)))
-        return self.out(x.mean((1, 2))).reshape(batch, chunks, -1)
+        return self.out(what_and_where(x) if self.where else x.mean((1, 2))).reshape(batch, chunks, -1)
 
 
 class FeatureAdapter(nnx.Module):
@@ -166,6 +172,7 @@ def adapter_loss(
     latents: Float[Array, "N T+1 ..."],
     actions: Float[Array, "N T*M A"],
     mask: Bool[Array, "N T"] | None = None,
+    elsewhere: Float[Array, "K N T*M A"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Reconstruction of the actions plus InfoNCE in both directions; pairs are the batch's rows.
 
@@ -174,6 +181,8 @@ def adapter_loss(
       latents: of the first frame, and of those that the chunks end in.
       actions: the chunks, normalised.
       mask: which chunks are there; None: all.
+      elsewhere: further negatives of each row: its own actions, some way off. Other rows are far away, and to tell them
+        apart takes no precision.
 
     Returns:
       the loss, and its parts, the similarity of pairs and of others, and how often a pair is found among all.
@@ -182,7 +191,12 @@ def adapter_loss(
     video, action = adapters.of_video(latents, mask), adapters.of_actions(actions)
     similarity = all_similarities(config, video, action, mask)
     reconstruction = _error(adapters, action, actions, mask)
-    contrastive = info_nce(similarity, config.temperature)
+    further = None
+    if elsewhere is not None:
+        one = jax.vmap(lambda v, a, m: SIMILARITIES[config.similarity](v[None], a[None], m[None], m[None])[0, 0])
+        there = chunks_there(video, mask)
+        further = jax.vmap(lambda moved: one(video, adapters.of_actions(moved), there))(elsewhere).T
+    contrastive = info_nce(similarity, config.temperature, further)
     return reconstruction + contrastive, {
         "reconstruction": reconstruction,
         "contrastive": contrastive,
@@ -213,10 +227,12 @@ def inverse_loss(
     latents: Float[Array, "N T+1 ..."],
     actions: Float[Array, "N T*M A"],
     mask: Bool[Array, "N T"] | None = None,
+    elsewhere: Float[Array, "K N T*M A"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Inverse dynamics with the same networks: the error of actions that are decoded from the video's vectors.
 
-    Arguments as of ``adapter_loss``; what is compared with it (see ``pseudo_actions.py``) learns this instead.
+    Arguments as of ``adapter_loss``, the last of no use; what is compared with it (``pseudo_actions.py``) learns this
+    instead.
     """
     error = _error(adapters, adapters.of_video(latents, mask), actions, mask)
     return error, {"reconstruction": error}

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -77,6 +78,24 @@ class ChunkView:
         place = jnp.where(self.columns >= 0, (proprio[..., self.columns] - self.origin) / self.scale, 0.0)
         length = actions.shape[-2] // proprio.shape[-2]
         return jnp.where(self.shown, actions + jnp.repeat(place, length, -2), 0.0)
+
+    def elsewhere(
+        self, actions: Float[Array, "N T*M A"], chunks: int, count: int, metres: float, key: jax.Array
+    ) -> Float[Array, "K N T*M A"]:
+        """``count`` copies of chunks as they are seen, each moved up to ``metres`` away, at least a fifth of that.
+
+        Raises:
+          ValueError: displacements are seen, not places.
+        """
+        moved = (self.columns >= 0) & self.shown
+        if not moved.any():
+            raise ValueError("posttrain.adapters.elsewhere moves places; set posttrain.adapters.position")
+        direction, far = jax.random.split(key)
+        shape = (count, len(actions), chunks)
+        way = jnp.where(moved, jax.random.normal(direction, (*shape, actions.shape[-1])), 0.0)
+        way = way / jnp.linalg.norm(way, axis=-1, keepdims=True)
+        way = metres * jax.random.uniform(far, (*shape, 1), minval=0.2) * way / self.scale
+        return actions + jnp.repeat(way, actions.shape[1] // chunks, -2)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, for JSON; exact."""

@@ -148,17 +148,19 @@ class WholeLearner:
 
 
 class Rolled(NamedTuple):
-    """Episodes as a policy met them: what it saw at each of ``T`` times, what it noted, and how they ended."""
+    """Episodes as a policy met them: what it saw each of ``T`` times, what it noted, what was executed (raw), and how
+    they ended."""
 
     seen: Observation
     notes: Any
+    executed: Float[Array, "N S A"]
     success: Float[Array, "N"]
 
 
 def roll(
-    env: Tabletop, learner: Learner, params: WamParams, states: SimState, chunks: int, chunk: int, key: jax.Array
+    env: Tabletop, learner: Learner, params: WamParams, states: SimState, steps: int, chunk: int, key: jax.Array
 ) -> Rolled:
-    """Runs ``chunks`` chunks of ``chunk`` actions."""
+    """Runs ``steps`` steps, in chunks of ``chunk`` actions."""
     policy = learner.policy
 
     def start(params: WamParams, states: SimState) -> PolicyState | None:
@@ -169,8 +171,9 @@ def roll(
         actions, memory, note = learner.act(params.policy, memory, seen, key)
         return actions, memory, (seen, note)
 
-    trace, (seen, notes) = unroll(env, Actor(start, act, chunk), params, states, chunks * chunk, key)
-    return Rolled(seen, notes, trace.outcome.success[-1].astype(jnp.float32))
+    trace, (seen, notes) = unroll(env, Actor(start, act, chunk), params, states, steps, key)
+    success = trace.outcome.success[-1].astype(jnp.float32)
+    return Rolled(seen, notes, jnp.swapaxes(trace.action, 0, 1), success)
 
 
 def online_loss(
@@ -180,6 +183,7 @@ def online_loss(
     chunks: ActionCodec,
     view: ChunkView,
     temperature: float | None = None,
+    forgiving: float = 0.0,
 ) -> LossFn:
     """InfoNCE between imagined video and the actions of the same episodes; the batch is ``Starts``, frozen ``Frozen``.
 
@@ -194,14 +198,16 @@ def online_loss(
       chunks: their units of actions.
       view: how they see them.
       temperature: of the contrastive loss; None: that of the adapters.
+      forgiving: see ``info_nce``.
     """
-    meet = _meeting(env, learner, adapters, chunks, view)
+    assert chunks.block is not None
+    meet, length = _meeting(env, learner, adapters, chunks, view), chunks.block
 
     def loss(trained: Params, frozen: Frozen, batch: Starts, key: jax.Array, step: Array):
         params, config = learner.acting(trained, frozen), adapters.bind(frozen.adapters).config
-        action, success = meet(params, frozen, batch, key, batch.video.shape[1])
+        action, success = meet(params, frozen, batch, key, batch.video.shape[1] * length)
         similarity = all_similarities(config, batch.video, action)
-        contrastive = info_nce(similarity, temperature or config.temperature)
+        contrastive = info_nce(similarity, temperature or config.temperature, forgiving=forgiving)
         return contrastive, {**paired(similarity), "rollout_success": success.mean()}
 
     return loss
@@ -215,12 +221,11 @@ def whole_episodes(
     What is returned takes the parameters of a policy as it acts. Episodes go on to their end, as they do when they are
     judged; compared is the time that was imagined.
     """
-    assert chunks.block is not None
-    meet, count = _meeting(env, learner, adapters, chunks, view), -(-env.episode_steps // chunks.block)
+    meet = _meeting(env, learner, adapters, chunks, view)
 
     def run(params: Any, frozen: Frozen, batch: Starts, key: jax.Array):
         config = adapters.bind(frozen.adapters).config
-        action, success = meet(params, frozen, batch, key, count)
+        action, success = meet(params, frozen, batch, key, env.episode_steps)
         return jnp.diagonal(all_similarities(config, batch.video, action)), success
 
     return run
@@ -229,11 +234,11 @@ def whole_episodes(
 def _meeting(
     env: Tabletop, learner: Learner, adapters: Definition[Adapters], chunks: ActionCodec, view: ChunkView
 ) -> Callable:
-    """The action adapter's vectors of the time that was imagined, and success at the end of ``count`` chunks."""
+    """The action adapter's vectors of the time that was imagined, and success after ``steps`` steps."""
     assert chunks.block is not None
     length = chunks.block
 
-    def meet(params: Any, frozen: Frozen, batch: Starts, key: jax.Array, count: int):
+    def meet(params: Any, frozen: Frozen, batch: Starts, key: jax.Array, steps: int):
         bound = adapters.bind(jax.lax.stop_gradient(frozen.adapters))
         given = () if batch.looks is None else (batch.looks,)
         states = jax.vmap(env.reset)(jax.random.wrap_key_data(batch.keys), *given)
@@ -243,14 +248,14 @@ def _meeting(
             embodiment=frozen.embodiment,
             misinform=jnp.asarray(False),
         )
-        rolled = jax.lax.stop_gradient(roll(env, learner, informed, states, count, length, key))
-        seen, notes = jax.tree.map(lambda x: x[: batch.video.shape[1]], (rolled.seen, rolled.notes))
-        wanted = learner.wanted(params, seen, notes)
-        # What is executed counts, or the loss falls by motions that the robot cuts off; gradients are those of what is
-        # wanted, so that a gripper's sign can turn.
-        executed = jnp.asarray(chunks.encode(env.executed(jnp.asarray(chunks.decode(wanted)))))
-        wanted = wanted + jax.lax.stop_gradient(executed - wanted)
-        done = view(rearrange(wanted, "t n m a -> n (t m) a"), jnp.swapaxes(seen.proprio, 0, 1))
+        rolled = jax.lax.stop_gradient(roll(env, learner, informed, states, steps, length, key))
+        count = batch.video.shape[1]
+        seen, notes = jax.tree.map(lambda x: x[:count], (rolled.seen, rolled.notes))
+        wanted = rearrange(learner.wanted(params, seen, notes), "t n m a -> n (t m) a")
+        # What was executed counts, or the loss falls by motions that the robot cuts off; gradients are those of what is
+        # wanted.
+        executed = jnp.asarray(chunks.encode(rolled.executed[:, : count * length]))
+        done = view(wanted + jax.lax.stop_gradient(executed - wanted), jnp.swapaxes(seen.proprio, 0, 1))
         return bound.of_actions(done), rolled.success
 
     return meet

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 
 from data_pipelines.transforms import ActionCodec
 from wam_jax.nn.causal_vit import CausalViTBlock
-from wam_jax.nn.convolution import Conv, GroupNorm
+from wam_jax.nn.convolution import Conv, GroupNorm, what_and_where
 from wam_jax.nn.module import Definition, LayerNorm, Linear, define
 from wam_jax.posttraining.adapters import MLP, Adapters
 from wam_jax.tokenizers.tokenizer import to_float
@@ -109,7 +109,7 @@ class ResidualPolicy(nnx.Module):
         x = rearrange(to_float(images), "b v h w c -> b h w (v c)")
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = jax.nn.gelu(norm(conv(x)))
-        seen = self.image_out(_what_and_where(x))[:, None]
+        seen = self.image_out(what_and_where(x))[:, None]
         felt = self.proprio_norm(self.proprio_in(proprio))[:, None]
         first, second, third = self.kind[...]
         tokens = jnp.concatenate([wanted + self._times(wanted) + first, felt + second, seen + third], 1)[:, None]
@@ -126,15 +126,6 @@ class ResidualPolicy(nnx.Module):
         count, width = tokens.shape[1:]
         angles = jnp.arange(count)[:, None] / 10.0 ** (jnp.arange(width // 2) / (width // 2))
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
-
-
-def _what_and_where(x: Float[Array, "B h w C"]) -> Float[Array, "B 3C"]:
-    """Of each channel its mean, and the mean place where it is high (spatial softmax, Levine et al. 2016)."""
-    rows, columns = (jnp.linspace(-1, 1, size) for size in x.shape[1:3])
-    weights = jax.nn.softmax(x, axis=(1, 2))
-    row, column = (weights.sum(other) for other in (2, 1))
-    places = jnp.einsum("bhc,h->bc", row, rows), jnp.einsum("bwc,w->bc", column, columns)
-    return jnp.concatenate([x.mean((1, 2)), *places], -1)
 
 
 def define_residual(
