@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     report = Report(f"Imagined: {args.task}", subtitle=f"step {trained.step}")
     key, start, proprio = jax.random.key(config.seed), seen.start[:, 0], scene.trace.proprio[0]
     imagined = {
-        name: imagine(trained, start, proprio, scene.task.embodiment, words, key) for name, words in plan.items()
+        name: imagine(trained, start, proprio, scene.task.embodiment, words, key)[0] for name, words in plan.items()
     }
     summary: dict[str, object] = {"windows": {name: len(words) for name, words in plan.items()}}
     if not args.skills:
@@ -199,8 +199,12 @@ def imagine(
     embodiment: int,
     plan: Sequence[tuple[str, ...]],
     key: jax.Array,
-) -> UInt8[np.ndarray, "N F V H W 3"]:
-    """What a model expects from here on, window after window; ``plan`` is what it is told in each, start by start."""
+) -> tuple[UInt8[np.ndarray, "N F V H W 3"], Float[np.ndarray, "N T V h w C"]]:
+    """What a model expects from here on, window after window; ``plan`` is what it is told in each, start by start.
+
+    Returns:
+      pictures, and latents with those of the present first.
+    """
     data = trained.meta["config"]["data"]
     words = sorted({text for window in plan for text in window})
     table = encode_text(words, data["text_encoder"], data["text_tokens"])
@@ -212,7 +216,8 @@ def imagine(
         text=jax.tree.map(lambda x: x[0], texts),
         embodiment=jnp.full(len(images), embodiment),
     )
-    return np.asarray(_imagining(trained.policy)(trained.params, observation, texts, key))
+    pictures, latents = _imagining(trained.policy)(trained.params, observation, texts, key)
+    return np.asarray(pictures), np.asarray(latents)
 
 
 @functools.cache  # compiled once a model

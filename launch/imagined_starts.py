@@ -21,18 +21,20 @@ from wam_jax.sim import compilation
 from wam_jax.sim.rollout import draw, rollout, scripted_actor
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import skill_text
+from wam_jax.tokenizers.tokenizer import Tokenizer
 from wam_jax.training.restore import Trained, fingerprint
 
 
 class Imagined(NamedTuple):
     """Attributes:
 
-    pictures: the start, and what the world model expects from there.
+    pictures, latents: the start, and what the world model expects from there, or what the expert does.
     instruction: index into the environment's instructions.
     proprio: at the start.
     """
 
     pictures: UInt8[np.ndarray, "K I V H W 3"]
+    latents: Float[np.ndarray, "K T V h w C"]
     instruction: Int[np.ndarray, " K"]
     proprio: Float[np.ndarray, "K P"]
 
@@ -74,7 +76,7 @@ def _imagine_starts(
     numbers, episodes = config.posttrain, starts_of(config, task)
     batches = console.progress(range(0, len(episodes.keys), numbers.batch_size), "imagine")
     if numbers.imagination == "expert":
-        make = expert_videos(env, picture_steps(world, windows))
+        make = expert_videos(env, picture_steps(world, windows), world.params.tokenizer)
     else:
         skills = skill_text(task.name) if told is not None else (env.instructions,)
         words = [skills[number] for number in told or [0] * windows]
@@ -108,21 +110,25 @@ def _imagined_videos(
         images, proprio, instruction = reset(*starts)
         plan = [tuple(window[i] for i in np.asarray(instruction)) for window in words]
         noise = jax.random.fold_in(jax.random.key(seed), number)
-        future = imagine(world, np.asarray(images), proprio, embodiment, plan, noise)
+        future, latents = imagine(world, np.asarray(images), proprio, embodiment, plan, noise)
         pictures = np.concatenate([np.asarray(images)[:, None], future], 1)
-        return Imagined(pictures, np.asarray(instruction), np.asarray(proprio))
+        return Imagined(pictures, latents, np.asarray(instruction), np.asarray(proprio))
 
     return make
 
 
-def expert_videos(env: Tabletop, moments: Int[np.ndarray, " I"]) -> Callable[[Any, int], Imagined]:
+def expert_videos(
+    env: Tabletop, moments: Int[np.ndarray, " I"], tokenizer: Tokenizer
+) -> Callable[[Any, int], Imagined]:
     """What the scripted expert does from some starts, as the simulator shows it: a world model without fault."""
+    encode = jax.jit(lambda tokenizer, images: tokenizer.encode(images))
     run, show = rollout(env, scripted_actor(env), int(moments[-1]) + 1), draw(env)
 
     def make(starts: Any, number: int) -> Imagined:
         keys, looks = starts
         trace = run(jnp.asarray(0.0), keys, jax.random.key(number), looks)
         pictures = np.swapaxes(np.asarray(show(jax.tree.map(lambda x: x[moments], trace.stage))), 0, 1)
-        return Imagined(pictures, np.asarray(trace.instruction), np.asarray(trace.proprio[0]))
+        latents = np.asarray(encode(tokenizer, pictures))
+        return Imagined(pictures, latents, np.asarray(trace.instruction), np.asarray(trace.proprio[0]))
 
     return make

@@ -25,7 +25,7 @@ from wam_jax.nn.lora import FACTORS, Lora, with_lora
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import PolicyParams
 from wam_jax.posttraining.adapters import Adapters
-from wam_jax.posttraining.eyes import Eyes, eyes_of, frame_channels
+from wam_jax.posttraining.eyes import eyes_of, frame_channels
 from wam_jax.posttraining.online import (
     Frozen,
     Learner,
@@ -47,7 +47,7 @@ from wam_jax.training.restore import fingerprint
 from wam_jax.training.run import open_run
 from wam_jax.training.trainer import Trainer
 
-_AT_ONCE = 32  # imagined videos that are encoded
+_AT_ONCE = 32  # imagined videos that are looked at
 
 
 class Tracking(NamedTuple):
@@ -179,18 +179,10 @@ def _read(
     config: ConfigDict, work: Work, imagined: Imagined, read: Callable[[Adapters, Array], Array]
 ) -> Float[np.ndarray, "K ..."]:
     """What ``read`` makes of the adapters and what they see of what was imagined."""
-    decoded, eyes = config.posttrain.imagination == "world", eyes_of(adapter_sizes(config), work.world)
-
-    def run(eyes: Eyes, params: Params, images: jax.Array):
-        tokenizer = eyes.tokenizers.visual
-        if decoded:  # but for the start, which is a picture as it is: what decoding costs is no motion
-            start = tokenizer.decode(tokenizer.start(images[:, 0])[0][:, None])
-            images = jnp.concatenate([start, images[:, 1:]], 1)
-        return read(work.adapters.bind(params), eyes.see(tokenizer.encode(images)))
-
-    jitted, pictures = jax.jit(run), imagined.pictures
-    parts = [pictures[i : i + _AT_ONCE] for i in range(0, len(pictures), _AT_ONCE)]
-    return np.concatenate([np.asarray(jitted(eyes, work.adapter_params, x)) for x in parts])
+    run = jax.jit(lambda eyes, params, latents: read(work.adapters.bind(params), eyes.see(latents)))
+    eyes, latents = eyes_of(adapter_sizes(config), work.world), imagined.latents
+    parts = [latents[i : i + _AT_ONCE] for i in range(0, len(latents), _AT_ONCE)]
+    return np.concatenate([np.asarray(run(eyes, work.adapter_params, x)) for x in parts])
 
 
 def _endless(count: int, batch_size: int, seed: int, take: Callable[[Any], Any]) -> grain.DatasetIterator:

@@ -149,16 +149,33 @@ class Policy:
         ``latents``: of the present, where the tokenizer saw more than the observation's image.
         """
         model = self.definition.bind(params.model)
-        mode = imagining_mode(model)
-        if mode is None:
+        if imagining_mode(model) is None:
             count = (len(model.interface.frame_steps) - 1) * params.tokenizer.config.tubelet
             return jnp.repeat(observation.images[:, -1:], count, axis=1)
+        return decode_future(params.tokenizer, *self.imagine_latents(params, observation, rng, latents))
+
+    def imagine_latents(
+        self,
+        params: PolicyParams,
+        observation: Observation,
+        rng: jax.Array,
+        latents: Float[Array, "B V h w C"] | None = None,
+    ) -> tuple[Float[Array, "B 1 V h w C"], Float[Array, "B t V h w C"]]:
+        """Latents of the present, and of the future frames that the model expects; arguments as of ``imagine``.
+
+        Raises:
+          ValueError: the model has no video.
+        """
+        model = self.definition.bind(params.model)
+        mode = imagining_mode(model)
+        if mode is None:
+            raise ValueError(f"{model.spec.name} imagines no video; choose a system that does (`wam zoo`)")
         if latents is None:
             known = self._now(model, params, observation)
         else:
             known = self._known(model, latents[:, None], observation)
         future = generate(model, known, rng, mode, want=("video",), steps=self.steps)["video"]
-        return decode_future(params.tokenizer, known.values["video"], future)
+        return known.values["video"], future
 
     def _act_on(
         self,

@@ -1,5 +1,7 @@
 """`wam posttrain` says what is wrong before it does any work; tests/launch/test_whole_commands.py runs it."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -43,12 +45,22 @@ def test_what_is_wrong_is_said_at_once(fields, message):
     assert message in str(error.value)
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Halving:
+    """Latents are half of their pictures."""
+
+    def encode(self, images):
+        return images / 2
+
+
 @pytest.mark.slow
 def test_the_experts_videos_begin_at_the_start_and_show_what_it_does():
     env, keys = Tabletop("reach", image_size=16), jax.random.split(jax.random.key(0), 4)
-    found = expert_videos(env, np.array([0, 8, 16]))((keys, None), 0)
+    found = expert_videos(env, np.array([0, 8, 16]), Halving())((keys, None), 0)
     assert found.pictures.shape == (4, 3, 2, 16, 16, 3)
     starts = compilation.jit(lambda keys: jax.vmap(lambda key: env.draw(env.stage(env.reset(key))))(keys))(keys)
     np.testing.assert_allclose(found.pictures[:, 0], starts, atol=1)  # of rounding to bytes, in another program
     moved = np.abs(found.pictures[:, 1:].astype(int) - found.pictures[:, :1]).max((2, 3, 4, 5))
     assert (moved > 30).all()
+    np.testing.assert_array_equal(found.latents, found.pictures / 2)

@@ -9,6 +9,7 @@ from parity.golden import load_golden
 from wam_jax.encoders import dinov3
 from wam_jax.encoders.frozen import FrozenEncoder, Preprocessing
 from wam_jax.encoders.vit import LayersConfig
+from wam_jax.policy import PolicyParams
 from wam_jax.posttraining.imagination import drift, imagine_windows, skill_of_windows
 from wam_jax.types import Observation, Text
 
@@ -16,11 +17,18 @@ from wam_jax.types import Observation, Text
 class Counting:
     """Imagines two pictures: the last one a word brighter, and two words brighter."""
 
-    def imagine(self, params, observation, key):
+    def imagine_latents(self, params, observation, key):
         word = observation.text.features[:, 0, 0].reshape(-1, 1, 1, 1, 1, 1)
         steps = jnp.arange(1, 3).reshape(1, 2, 1, 1, 1, 1)
         seen = observation.images[:, -1:].astype(jnp.float32) + 100 * observation.proprio[0, 0]
-        return (seen + word * steps).astype(jnp.uint8)
+        return seen / 2, (seen + word * steps) / 2
+
+
+class Doubling:
+    """Pictures are twice their latents."""
+
+    def decode(self, latents):
+        return (2 * latents).astype(jnp.uint8)
 
 
 def test_each_window_starts_where_the_one_before_ended_and_hears_its_own_words():
@@ -30,9 +38,11 @@ def test_each_window_starts_where_the_one_before_ended_and_hears_its_own_words()
     now = Observation(
         images=start, proprio=jnp.zeros((2, 1)), text=jax.tree.map(lambda x: x[0], texts), embodiment=jnp.zeros(2, int)
     )
-    found = imagine_windows(Counting(), None, now, texts, jax.random.key(0))
+    params = PolicyParams(model={}, tokenizer=Doubling())
+    found, latents = imagine_windows(Counting(), params, now, texts, jax.random.key(0))
     assert found.shape == (2, 6, 1, 4, 4, 3)
     assert found[:, :, 0, 0, 0, 0].tolist() == [[6, 7, 10, 13, 13, 13], [52, 54, 57, 60, 70, 80]]
+    assert (2 * latents[:, :, 0, 0, 0, 0]).tolist() == [[5, 6, 7, 10, 13, 13, 13], [50, 52, 54, 57, 60, 70, 80]]
 
 
 def test_every_episode_hears_of_a_skill_when_it_is_at_it():

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int, UInt8
@@ -15,28 +16,31 @@ from jaxtyping import Array, Float, Int, UInt8
 from wam_jax.encoders.frozen import FrozenEncoder
 from wam_jax.encoders.lpips import Lpips
 from wam_jax.evaluation.video import frechet_distance, frechet_features, video_metrics
-from wam_jax.policy import Policy, PolicyParams
+from wam_jax.policy import Policy, PolicyParams, decode_future
 from wam_jax.types import Observation, Text
 
 
 def imagine_windows(
     policy: Policy, params: PolicyParams, observation: Observation, texts: Text, key: jax.Array
-) -> UInt8[Array, "B F V H W 3"]:
-    """Pictures of as many windows as there are ``texts`` [W, B, ...], one after the other.
+) -> tuple[UInt8[Array, "B F V H W 3"], Float[Array, "B T V h w C"]]:
+    """Pictures, and latents, of as many windows as there are ``texts`` [W, B, ...], one after the other.
 
-    A window starts from the picture that the one before ended with, through the tokenizer anew: a latent that merged
-    several pictures is no first frame. What else is known (proprioception) stays as it was at the start.
+    The first of the latents is of the present. A window starts from the picture that the one before ended with, through
+    the tokenizer anew: a latent that merged several pictures is no first frame. What else is known (proprioception)
+    stays as it was at the start.
     """
 
     def window(image: Array, told: tuple[Text, jax.Array]):
         text, key = told
         seen = dataclasses.replace(observation, images=image[:, None], text=text)
-        future = policy.imagine(params, seen, key)
-        return future[:, -1], future
+        present, future = policy.imagine_latents(params, seen, key)
+        pictures = decode_future(params.tokenizer, present, future)
+        return pictures[:, -1], (pictures, present, future)
 
     keys = jax.random.split(key, texts.mask.shape[0])
-    _, futures = jax.lax.scan(window, observation.images[:, -1], (texts, keys))
-    return rearrange(futures, "n b f v r c rgb -> b (n f) v r c rgb")
+    _, (pictures, present, futures) = jax.lax.scan(window, observation.images[:, -1], (texts, keys))
+    pictures, latents = (rearrange(x, "n b t ... -> b (n t) ...") for x in (pictures, futures))
+    return pictures, jnp.concatenate([present[0], latents], 1)
 
 
 def skill_of_windows(done: Int[np.ndarray, "T N"], skills: int, steps: int) -> Int[np.ndarray, "W N"]:
