@@ -173,6 +173,11 @@ def ambient_platform() -> str:
     return device if isinstance(device, str) else device.platform
 
 
+def placement_known() -> bool:
+    """Whether a kernel that XLA cannot cut may be called: where there are several devices, the mesh must be ambient."""
+    return jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
+
+
 def constrain(x: Shaped[Array, "..."], axes: Sequence[str | None]) -> Shaped[Array, "..."]:
     """``x``, cut along the ambient mesh by the logical axes of its dimensions; ``x`` itself where there is no mesh.
 

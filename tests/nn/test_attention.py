@@ -200,6 +200,18 @@ def test_gpu_program_calls_cudnn_both_ways(monkeypatch, sizes, masked):
     assert "4x4x102x78" not in program.replace("tensor<", "")  # neither logits nor a dense mask
 
 
+def test_without_a_mesh_several_devices_get_what_xla_can_cut(monkeypatch):
+    monkeypatch.setattr("wam_jax.nn.attention.ambient_platform", lambda: "tpu")
+    chosen = []
+    for name, backend in backends.BACKENDS.items():
+        monkeypatch.setitem(backends.BACKENDS, name, lambda *a, n=name, run=backend: chosen.append(n) or run(*a))
+    x = jnp.zeros((1, 1024, 1, 128))
+    jax.eval_shape(attend, x, x, x)
+    with use_mesh(make_mesh({}, jax.devices()[:1])):
+        jax.eval_shape(attend, x, x, x)
+    assert chosen == ["xla", "splash"]
+
+
 @pytest.fixture(scope="module")
 def tpu():
     """Four chips that are not here: libtpu compiles for them all the same."""

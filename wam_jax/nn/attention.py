@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from wam_jax.nn import backends
 from wam_jax.nn.module import Linear, RMSNorm
-from wam_jax.sharding import ambient_platform
+from wam_jax.sharding import ambient_platform, placement_known
 
 KeysValues = tuple[Float[Array, "*layers B n H Dh"], Float[Array, "*layers B n H Dh"]]
 
@@ -23,9 +23,12 @@ def attend(
     A sample of which the mask keeps no key gets zeros.
 
     The kernel is that of the platform the program is traced for: plain XLA on CPUs, cuDNN on GPUs, splash attention on
-    TPUs (see ``backends.choose``). On several devices the last two need the mesh: call it inside ``sharding.use_mesh``.
+    TPUs (see ``backends.choose``). On several devices the last two need the mesh: inside ``sharding.use_mesh`` they are
+    used, outside plain XLA is.
     """
-    backend = backends.choose(ambient_platform(), query.dtype, query.shape[-1], query.shape[1], key.shape[1])
+    backend: backends.Backend = "xla"
+    if placement_known():
+        backend = backends.choose(ambient_platform(), query.dtype, query.shape[-1], query.shape[1], key.shape[1])
     attended = backends.BACKENDS[backend](query, key, value, key_mask)
     if key_mask is None:
         return attended
