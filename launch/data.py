@@ -24,7 +24,7 @@ from data_pipelines.windows import WindowSpec
 from launch.config import ConfigError
 from launch.skills import with_skills
 from wam_jax import console
-from wam_jax.encoders.registry import text_encoder
+from wam_jax.encoders.registry import forget_text_encoders, text_encoder
 from wam_jax.tokenizers.tokenizer import Tokenizer
 from wam_jax.types import Batch
 
@@ -141,6 +141,7 @@ def open_data(config: ConfigDict) -> Data:
         config,
         len(unlabelled),
     )
+    forget_text_encoders()  # what trains needs the room
     _describe(data)
     return data
 

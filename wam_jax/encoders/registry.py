@@ -95,3 +95,9 @@ def text_encoder(name: str) -> TextEncoder:
     if name.startswith("siglip2_"):
         return siglip2.text_encoder(name.removeprefix("siglip2_"))
     return t5.text_encoder(name)
+
+
+def forget_text_encoders() -> None:
+    """Gives back the memory of those that were read: gigabytes of a device, of some. MiniLM may stay."""
+    for module in (t5, siglip2):
+        module.text_encoder.cache_clear()
