@@ -21,6 +21,7 @@ from wam_jax.sharding import (
     param_shardings,
     partition_spec,
     replicated,
+    some_samples,
     use_mesh,
 )
 from wam_jax.tokenizers.visual import FrozenTokenizer
@@ -244,3 +245,19 @@ def test_slices_of_a_tpu_meet_in_the_data_axis():
     with pytest.raises(ValueError, match="slices") as error:
         make_mesh({"fsdp": 8}, chips)
     assert str(error.value) == "mesh axis data=1 does not divide by the 2 slices; they meet in that axis"
+
+
+def test_some_samples_of_a_batch_are_those_that_a_device_has():
+    mesh = make_mesh({"data": 2, "fsdp": 4})
+    x = jax.device_put(np.arange(32.0).reshape(16, 2), batch_sharding(mesh))
+
+    def cut(x):
+        with use_mesh(mesh):
+            return some_samples(x, 8), jnp.swapaxes(some_samples(jnp.swapaxes(x, 0, 1), 8, axis=1), 0, 1)
+
+    run = jax.jit(cut, out_shardings=batch_sharding(mesh))
+    for found in run(x):
+        np.testing.assert_array_equal(found, x[::2])  # two on each of eight devices
+    program = run.lower(x).compile().as_text()
+    assert not any(name in program for name in ("all-gather", "all-to-all", "collective-permute", "all-reduce"))
+    np.testing.assert_array_equal(some_samples(x, 8), x[:8])  # without a mesh

@@ -178,6 +178,14 @@ def placement_known() -> bool:
     return jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
 
 
+def some_samples(x: Shaped[Array, "..."], count: int, axis: int = 0) -> Shaped[Array, "..."]:
+    """``count`` samples of a batch: of every device's the first, so that none has to move; without a mesh the first."""
+    shards = mesh_axis_size("data") * mesh_axis_size("fsdp")
+    front, rest = x.shape[:axis], x.shape[axis + 1 :]
+    cut = x.reshape(*front, shards, -1, *rest)
+    return jax.lax.slice_in_dim(cut, 0, count // shards, axis=axis + 1).reshape(*front, count, *rest)
+
+
 def constrain(x: Shaped[Array, "..."], axes: Sequence[str | None]) -> Shaped[Array, "..."]:
     """``x``, cut along the ambient mesh by the logical axes of its dimensions; ``x`` itself where there is no mesh.
 

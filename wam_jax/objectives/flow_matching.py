@@ -5,6 +5,7 @@ predicted at once are regressed.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from wam_jax.objectives.masked import masked_mean
-from wam_jax.sharding import mesh_axis_size
+from wam_jax.sharding import mesh_axis_size, some_samples
 from wam_jax.types import Batch
 from wam_jax.wam.lens import Lens, Shown
 from wam_jax.wam.model import Context, Known, Noisy, WorldActionModel
@@ -172,7 +173,7 @@ def _errors(
     """Error of each stream of a component, on its share of the batch; what the context's lens shows of the pass."""
     spec = model.spec
     noises = _noises(model, targets)
-    context, known, targets = _first(_share(noises, len(known.embodiment)), (context, known, targets))
+    context, known, targets = _some(_share(noises, len(known.embodiment)), (context, known, targets))
     noisy, velocity = _add_noise(model, noises, targets, key)
     trained = [name for name in targets if spec.stream(name).loss_weight]
     groups = [g for g in model.layout.needed(trained) if g not in context.cache.groups]
@@ -270,12 +271,12 @@ def _drop_text(known: Known, share: float, key: jax.Array) -> Known:
     return dataclasses.replace(known, text=dataclasses.replace(known.text, features=features, mask=mask))
 
 
-def _first(count: int, tree):
-    """The first ``count`` samples of everything."""
+def _some(count: int, tree):
+    """``count`` samples of everything."""
     context, known, targets = tree
     if count == len(known.embodiment):
         return tree
-    cut = lambda x: x[:count]  # noqa: E731
+    cut = functools.partial(some_samples, count=count)
     cache = dataclasses.replace(context.cache, entries=tuple(_cut_entry(e, count) for e in context.cache.entries))
     rest = jax.tree.map(cut, dataclasses.replace(context, cache=type(cache)()))
     return (
@@ -287,8 +288,9 @@ def _first(count: int, tree):
 
 def _cut_entry(entry, count: int):
     """Keys and values have their layers first."""
-    layered = jax.tree.map(lambda x: x[:, :count], (entry.keys_values, entry.bridged))
-    episode = None if entry.episode is None else entry.episode[:count]
-    layers = None if entry.layers is None else entry.layers[:, :count]
-    changes = {"keys_values": layered[0], "bridged": layered[1], "hidden": entry.hidden[:count], "episode": episode}
-    return dataclasses.replace(entry, **changes, layers=layers)
+    layered = (entry.keys_values, entry.bridged, entry.layers)
+    keys_values, bridged, layers = jax.tree.map(lambda x: some_samples(x, count, axis=1), layered)
+    hidden, episode = jax.tree.map(lambda x: some_samples(x, count), (entry.hidden, entry.episode))
+    return dataclasses.replace(
+        entry, keys_values=keys_values, bridged=bridged, hidden=hidden, episode=episode, layers=layers
+    )

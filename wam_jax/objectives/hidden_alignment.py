@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from wam_jax.objectives.alignment import Projector, ProjectorKind, cosine
 from wam_jax.objectives.flow_matching import Auxiliary
+from wam_jax.sharding import some_samples
 from wam_jax.wam.lens import Lens, Shown
 from wam_jax.wam.model import WorldActionModel
 from wam_jax.wam.spec import Interface, Spec
@@ -100,7 +101,7 @@ class AlignedModel(WorldActionModel):
 
         Args:
           shown: of the aligned pass.
-          teacher: features of the clean frames, the present first; of more samples than ``shown``, the first count.
+          teacher: features of the clean frames, the present first; of all samples, where ``shown`` has some of them.
           mask: which of them are there.
         """
         groups = self.aligned_groups()
@@ -112,8 +113,9 @@ class AlignedModel(WorldActionModel):
             "l b (t v r c) d -> l (b v) t r c d", v=self.interface.cameras, r=rows, c=columns,
         )  # fmt: skip
         samples = hidden.shape[1] // self.interface.cameras
-        target = rearrange(teacher[:samples, moments], "b t v r c d -> (b v) t r c d")
-        there = rearrange(mask[:samples, moments], "b t v -> (b v) t")
+        teacher, mask = some_samples(teacher, samples), some_samples(mask, samples)
+        target = rearrange(teacher[:, moments], "b t v r c d -> (b v) t r c d")
+        there = rearrange(mask[:, moments], "b t v -> (b v) t")
         layers = zip(self.projectors, hidden, strict=True)
         return jnp.stack([cosine(project(x), target, there) for project, x in layers]).mean()
 
