@@ -1,7 +1,7 @@
 """`wam posttrain`: a frozen policy improved by what a world model imagines, without rewards or labels (World2Act).
 
     wam posttrain --config configs/world2act/posttrain.py
-    wam evaluate runs/world2act/posttrain --config.evaluation.execute=8
+    wam evaluate runs/world2act/posttrain --config.evaluation.execute=7
 
 Stage 1 learns, on demonstrations, where video and actions meet. Then the world model imagines from many starts. Stage 2
 runs the policy from the same starts in the simulator and trains what is added to it (`config.posttrain.method`: a

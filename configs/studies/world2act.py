@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.base.evaluation.seed = 3000  # not that on which anything was tuned
     config.seeds = (0, 1, 2)
     first = base.get_config()
+    posttraining = config.base.posttrain.optimizer  # "demonstrations" trains as long
     before = {
         "train.optimizer.steps": first.train.optimizer.steps,
         "data.split": first.data.split,
@@ -33,14 +34,14 @@ def get_config() -> ConfigDict:
             "residual": {"before": before},
             "expert": {"before": before, "posttrain.imagination": "expert"},
             "pooled": {"before": before, "posttrain.adapters.options.similarity": "pooled"},
-            "few": {"before": before, "posttrain.trajectories": 64},
+            "few": {"before": before, "posttrain.trajectories": 128},
             "lora": {"before": before, "posttrain.method": "lora", "train.lora.rank": 16},
             "pixels": {"before": before, "posttrain.method": "pixels"},
             "demonstrations": {
                 "before": before,
                 "posttrain.method": "",
-                "data.split": "train[:800]",
-                "train.optimizer.steps": 300,
+                "data.split": "train[:160]",
+                **{f"train.optimizer.{name}": posttraining[name] for name in ("steps", "learning_rate", "warmup")},
             },
         },
         allow_dotted_keys=True,

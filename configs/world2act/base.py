@@ -11,5 +11,6 @@ from configs.world2act import common
 def get_config() -> ConfigDict:
     config = common.get_config()
     config.tokenizer.init = "runs/world2act/world"
-    config.train.optimizer.steps = 1200
+    config.train.batch_size = 32
+    config.train.optimizer.steps = 1000
     return config

@@ -16,5 +16,10 @@ def get_config() -> ConfigDict:
     config.posttrain.adapters.position = (3, 4, 5)  # the commanded hand's, in metres
     config.posttrain.adapters.unit = 0.025
     config.posttrain.adapters.hidden = (3,)  # the gripper: the residual leaves it to the base
+    # To reach is a matter of centimetres, and starts are farther apart: a mean over the picture would tell them apart.
+    config.posttrain.adapters.options.pool = "where"
+    config.posttrain.adapters.elsewhere = 4
+    config.posttrain.windows = (1,)
+    config.posttrain.trajectories = 1024
     config.train.save_every = 100
     return config

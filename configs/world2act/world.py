@@ -2,7 +2,7 @@
 
 wam train --config configs/world2act/world.py
 
-Wan's transformer, small. `wam imagine runs/world2act/world --task pick_lift` says how far it drifts.
+Wan's transformer, small. `wam imagine runs/world2act/world --task reach` says how far it drifts.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = common.get_config()
     config.data.split = "train"
     # One window is a whole episode: from window to window, a picture of this size blurs.
-    config.data.frame_steps = (0, 8, 16, 24)
+    config.data.frame_steps = tuple(common.CHUNK * number for number in range(4))
     config.model = ConfigDict({"name": "wan", "size": "debug"})
     config.model.options = ConfigDict({"patch_size": 1, "video_steps": 12, "guidance": 2.0})
     config.train.batch_size = 16

@@ -53,7 +53,7 @@ def test_both_stages_and_a_policy_that_acts(base, tmp_path, method):
     assert last["step"] == 4
     if method == "residual":  # what acts, as a server would describe it
         interface = load_policy(tmp_path / "run", make_mesh({"data": -1})).meta["identity"]["interface"]
-        assert interface["action_horizon"] == 8
+        assert interface["action_horizon"] == 7
     (imagined,) = (tmp_path / "run").glob("imagined_*.npz")
     made = [path.stat().st_mtime_ns for path in (imagined, *(tmp_path / "run").rglob("commit_success.txt"))]
     assert main(whole) == 0  # all of it is found
@@ -128,7 +128,7 @@ def test_a_study_of_post_trained_arms_shares_their_base_and_is_found_again(base,
     fields = [field.replace("--config.", "--config.base.") for field in (*SHORT, *STAGES)]
     fields += [f"--config.base.posttrain.world={base}", f"--config.base.tokenizer.init={base}"]
     fields += [f"--config.base.demos.directory={base.parent / 'data'}", "--config.base.demos.episodes=(24,)"]
-    fields += ["--config.base.evaluation.execute=8", "--config.seeds=(0,)"]
+    fields += ["--config.base.evaluation.execute=7", "--config.seeds=(0,)"]
     study = ["study", str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "study"), *fields]
     assert main(study) == 0
     summary = json.loads((tmp_path / "study" / "summary.json").read_text())
