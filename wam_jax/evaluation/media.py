@@ -171,7 +171,7 @@ def cut_signals(signals: Sequence[Float[np.ndarray, "T D"]], cuts: Sequence[Sequ
 
 def radar(series: Mapping[str, Mapping[str, float]], title: str) -> bytes:
     """Shares in [0, 1] on spokes as PNG: one outline a name, one spoke an axis."""
-    figure = Figure(figsize=(5.0, 4.2), layout="constrained")
+    figure = Figure(figsize=(5.8, 4.2), layout="constrained")
     axes = figure.add_subplot(projection="polar")
     axes.set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold")
     names = list(next(iter(series.values())))
@@ -184,12 +184,13 @@ def radar(series: Mapping[str, Mapping[str, float]], title: str) -> bytes:
     axes.set_xticks(angles, names)
     axes.set_ylim(0, 1)
     axes.set_yticks([0.25, 0.5, 0.75, 1.0])
+    axes.set_rlabel_position(180 / len(names))  # between two spokes
     axes.tick_params(colors=_INK, labelsize=9)
     axes.grid(color=_INK, alpha=0.35, linewidth=0.8)
     axes.tick_params(axis="x", pad=12)
     axes.spines["polar"].set_color(_INK)
     if len(series) > 1:
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=9, loc="lower right", bbox_to_anchor=(1.25, -0.1))
+        figure.legend(frameon=False, labelcolor=_INK, fontsize=9, loc="outside right upper")
     return _save_chart(figure)
 
 
