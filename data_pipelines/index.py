@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+import uuid
 import zipfile
 from typing import Any
 
@@ -231,7 +232,7 @@ def _save(
 ) -> None:
     """Writes both files atomically; the json, last, names the fingerprint that the npz carries: no torn pair opens."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{split}.{os.getpid()}.npz"
+    temporary = folder / f".{split}.{uuid.uuid4().hex}.npz"  # of hosts that share a disk, process numbers may be equal
     np.savez(temporary, fingerprint=np.array(header["fingerprint"]), **arrays)  # type: ignore[arg-type]
     os.replace(temporary, folder / f"{split}.npz")
     temporary = temporary.with_suffix(".json")

@@ -41,8 +41,8 @@ def check_memory(
     Raises:
       DoesNotFit: more is needed than there is.
     """
-    device = trainer.mesh.devices.flat[0]
-    chip = Chip(name=device.device_kind, hbm=_available(device, trainer.mesh.size))
+    own = trainer.mesh.local_devices  # of several processes, each knows its own devices, and has a host of its own
+    chip = Chip(name=own[0].device_kind, hbm=_available(own[0], len(own)))
     plan = _plan(trainer, further, batch, chip)
     _print(plan)
     if plan.fits or not enforce:

@@ -101,7 +101,10 @@ def train_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, directory: Path)
         frozen=jax.device_put(judges, replicated(mesh)),
         windows=clips,
     )
+    finished = saved.is_saved(directory) and is_run(directory)
     state = run_job(config, data, directory, job)
+    if finished:  # as it is, to the last bit, whatever machine goes on with it
+        return saved.load(directory, "visual")  # type: ignore[return-value]
     sample = next(data.batches(_SAMPLE, config.seed + 1, None, clips)).images
     assert sample is not None
     tokenizer = latent_statistics(sizes, processes.gathered(state.acting["tokenizer"]), sample)

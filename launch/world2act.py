@@ -295,7 +295,7 @@ def _sequence_loss(
     starts = jnp.asarray(data.proprio.unnormalise(batch.proprio[:, :-1]))
     actions, numbers = view(jnp.asarray(batch.actions), starts), config.posttrain.adapters
     elsewhere = None
-    if key is not None and numbers.elsewhere:
+    if key is not None and numbers.elsewhere and view.places:  # inverse dynamics sees displacements
         elsewhere = view.elsewhere(actions, starts.shape[1], numbers.elsewhere, numbers.elsewhere_metres, key)
     return loss(definition.bind(params), eyes.see(latents), actions, there[:, :-1] & there[:, 1:], elsewhere)
 

@@ -1,7 +1,8 @@
 """Several processes that train together, as on a pod: who reads what, and who writes.
 
 All run the same program, each on its own devices, and share a file system. Each reads its part of every batch; the
-first one alone writes what Orbax does not, and speaks.
+first one alone writes metrics and tokenizers, and speaks. What is made once (demonstrations, latents) is made by
+whoever comes first, while the others wait.
 """
 
 import os

@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.base.evaluation.seed = 3000  # not that on which anything was tuned
     config.seeds = (0, 1, 2)
     first = base.get_config()
+    config.base.train.batch_size = first.train.batch_size
     posttraining = config.base.posttrain.optimizer  # "demonstrations" trains as long
     before = {
         "train.optimizer.steps": first.train.optimizer.steps,

@@ -50,6 +50,9 @@ def test_ratios_are_multiplied():
     )
     assert metric_table({"a": a}) == [("sensitivity_zero", "4 ×÷ 2.7")]
     assert metric_differences({"a": a, "b": b}, [("a", "b")]) == [("sensitivity_zero", "×1.33 (1 of 2 up)")]
+    nothing = [{"sensitivity_zero": 0.0}, {"sensitivity_zero": 4.0}]
+    assert metric_table({"a": nothing}) == [("sensitivity_zero", "4 (1 of 2)")]
+    assert metric_differences({"a": a, "b": nothing}, [("a", "b")]) == [("sensitivity_zero", "×2 (1 of 1 up)")]
 
 
 def test_tasks_have_columns_of_their_own():

@@ -113,7 +113,7 @@ from configs.studies import world2act
 
 def get_config():
     config = world2act.get_config()
-    for name in ("pooled", "few", "lora", "demonstrations"):
+    for name in ("expert", "pooled", "few", "lora", "demonstrations"):
         del config.arms[name]
     for name, arm in config.arms.items():
         arm.before["train.optimizer.steps"] = 10

@@ -184,7 +184,7 @@ def radar(series: Mapping[str, Mapping[str, float]], title: str) -> bytes:
     axes.set_xticks(angles, names)
     axes.set_ylim(0, 1)
     axes.set_yticks([0.25, 0.5, 0.75, 1.0])
-    axes.set_rlabel_position(180 / len(names))  # between two spokes
+    axes.set_rlabel_position(180 / len(names))  # type: ignore[attr-defined]  # between two spokes
     axes.tick_params(colors=_INK, labelsize=9)
     axes.grid(color=_INK, alpha=0.35, linewidth=0.8)
     axes.tick_params(axis="x", pad=12)

@@ -50,7 +50,9 @@ def metric_table(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> list[t
         return f"{mean:.4g}{spread}{lacking}"
 
     def row(name: str) -> tuple[str, ...]:
-        return name, *(cell(name, [run[name] for run in runs if name in run], len(runs)) for runs in metrics.values())
+        return name, *(
+            cell(name, [run[name] for run in runs if _known(run, name)], len(runs)) for runs in metrics.values()
+        )
 
     return [row(name) for name in _names(metrics)]
 
@@ -61,7 +63,7 @@ def metric_differences(metrics: Mapping[str, Sequence[Mapping[str, float]]], com
 
     def both(name: str, first: str, second: str) -> list[tuple[float, float]]:
         runs = zip(metrics[first], metrics[second], strict=True)
-        return [(a[name], b[name]) for a, b in runs if name in a and name in b]
+        return [(a[name], b[name]) for a, b in runs if _known(a, name) and _known(b, name)]
 
     def cell(name: str, values: list[tuple[float, float]]) -> str:
         if not values:
@@ -77,6 +79,11 @@ def metric_differences(metrics: Mapping[str, Sequence[Mapping[str, float]]], com
         for name, columns in found.items()
         if any(a != b for values in columns for a, b in values)
     ]
+
+
+def _known(run: Mapping[str, float], name: str) -> bool:
+    """Whether a run has a metric; a ratio of zero has no logarithm."""
+    return name in run and not (_is_ratio(name) and run[name] <= 0)
 
 
 def _is_ratio(name: str) -> bool:

@@ -79,6 +79,11 @@ class ChunkView:
         length = actions.shape[-2] // proprio.shape[-2]
         return jnp.where(self.shown, actions + jnp.repeat(place, length, -2), 0.0)
 
+    @property
+    def places(self) -> bool:
+        """Whether places are seen, not displacements."""
+        return bool(((self.columns >= 0) & self.shown).any())
+
     def elsewhere(
         self, actions: Float[Array, "N T*M A"], chunks: int, count: int, metres: float, key: jax.Array
     ) -> Float[Array, "K N T*M A"]:
@@ -87,9 +92,9 @@ class ChunkView:
         Raises:
           ValueError: displacements are seen, not places.
         """
-        moved = (self.columns >= 0) & self.shown
-        if not moved.any():
+        if not self.places:
             raise ValueError("posttrain.adapters.elsewhere moves places; set posttrain.adapters.position")
+        moved = (self.columns >= 0) & self.shown
         direction, far = jax.random.split(key)
         shape = (count, len(actions), chunks)
         way = jnp.where(moved, jax.random.normal(direction, (*shape, actions.shape[-1])), 0.0)

@@ -86,14 +86,15 @@ def fit(
             state, metrics = step_fn(state, frozen, _to_devices(batch, mesh))
             logs = config.log_batches or step % config.log_every == 0 or step == config.steps
             saves = step % config.save_every == 0 or step == config.steps
-            if logs or saves:
+            scores = best is not None and (step % config.evaluate_every == 0 or step == config.steps)
+            if logs or saves or scores:
                 values = {name: float(value) for name, value in metrics.items()}
                 _check_finite(values, step, description)
             if logs:
                 if config.log_batches:
                     values["batch"] = batch_checksum(batch)
                 log.append(step, {**values, "seconds": round(time.monotonic() - began, 2)})
-            if best is not None and score is not None and (step % config.evaluate_every == 0 or step == config.steps):
+            if scores and best is not None and score is not None:
                 value = score(state)
                 log.append(step, {"score": value})
                 if best.beaten_by(value, step):

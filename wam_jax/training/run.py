@@ -205,7 +205,7 @@ def _part(wanted: dict[str, Any], there: dict[str, Any]) -> Params:
 
 def _first_device() -> Sharding:
     """Said where arrays are read: else they are looked for on the devices that they were written from."""
-    return SingleDeviceSharding(jax.devices()[0])
+    return SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _everywhere(sharding: Sharding) -> Sharding:
