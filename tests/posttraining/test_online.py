@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from data_pipelines.transforms import Affine
 from wam_jax.policy import PolicyParams
+from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.online import Frozen, ResidualLearner, Starts, online_loss, roll
 from wam_jax.sim import compilation
 from wam_jax.sim.rollout import WamParams
@@ -22,6 +24,11 @@ EPISODES, CHUNKS = 4, 2
 def test_a_residual_learns_to_do_what_the_video_shows(fast_wam):
     """The video is of what the base does, and a little more: its vectors are those of such actions."""
     _, policy, params, _ = fast_wam
+    # Motions that the robot's limits do not cut, seen from about where it is.
+    codec = dataclasses.replace(policy.chunks, affine=Affine(np.zeros(4, np.float32), np.float32([0.3, 0.3, 0.3, 1])))
+    around = Affine(np.float32([0.54, 0.1, 0.26, 0.54, 0.1, 0.26, 1]), np.ones(7, np.float32))
+    view = ChunkView.make(codec, around, (3, 4, 5), 0.025, (3,))
+    policy = dataclasses.replace(policy, codec=dataclasses.replace(codec, block=None), chunks=codec, view=view)
     loud = jax.tree.map(lambda x: 3 * x, params.adapters)  # as drawn, all vectors are alike and decode to nothing
     params = dataclasses.replace(params, adapters=loud)
     env, random = Tabletop("reach", image_size=16), np.random.default_rng(0)
@@ -31,7 +38,7 @@ def test_a_residual_learns_to_do_what_the_video_shows(fast_wam):
     frozen = Frozen(base=plain, adapters=params.adapters, text=text, embodiment=jnp.asarray(0))
     learner, keys = ResidualLearner(policy), jax.random.split(jax.random.key(9), EPISODES)
     adapters = policy.adapters.bind(params.adapters)
-    more = jnp.asarray(random.choice([-0.4, 0.4], (EPISODES, CHUNKS * policy.chunks.block, 4)), jnp.float32)
+    more = jnp.asarray(random.choice([-0.4, 0.4], (EPISODES, 1, 4)), jnp.float32)  # each drifts its own way
 
     def show(key):
         informed = WamParams(policy=params, text=text, embodiment=jnp.asarray(0), misinform=jnp.asarray(False))
@@ -42,18 +49,17 @@ def test_a_residual_learns_to_do_what_the_video_shows(fast_wam):
 
     video = compilation.jit(show)(jax.random.key(1))
     batch = Starts(keys=jax.random.key_data(keys), video=video)
-    loss, optimizer = online_loss(env, learner, policy.adapters, policy.chunks, policy.view), optax.adam(3e-2)
+    loss, optimizer = online_loss(env, learner, policy.adapters, policy.chunks, policy.view), optax.adam(3e-3)
 
     def step(trained, state):
         key = jax.random.key(1)
-        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(trained, frozen, batch, key, jnp.asarray(0))
+        (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(trained, frozen, batch, key, jnp.asarray(0))
         updates, state = optimizer.update(gradient, state)
-        return optax.apply_updates(trained, updates), state, metrics
+        return optax.apply_updates(trained, updates), state, value
 
     run, trained = compilation.jit(step), params.residual
     state, found = optimizer.init(trained), []
     for _ in range(60):
-        trained, state, metrics = run(trained, state)
-        found.append({name: float(value) for name, value in metrics.items()})
-    before, after = (row["similarity"] - row["similarity_of_others"] for row in (found[0], found[-1]))
-    assert after > before + 0.02
+        trained, state, value = run(trained, state)
+        found.append(float(value))
+    assert found[-1] < 0.8 * found[0]

@@ -148,12 +148,10 @@ class WholeLearner:
 
 
 class Rolled(NamedTuple):
-    """Episodes as a policy met them: what it saw each of ``T`` times, what it noted, what was executed (raw), and how
-    they ended."""
+    """Episodes as a policy met them: what it saw each of ``T`` times, what it noted, and how they ended."""
 
     seen: Observation
     notes: Any
-    executed: Float[Array, "N S A"]
     success: Float[Array, "N"]
 
 
@@ -172,8 +170,7 @@ def roll(
         return actions, memory, (seen, note)
 
     trace, (seen, notes) = unroll(env, Actor(start, act, chunk), params, states, steps, key)
-    success = trace.outcome.success[-1].astype(jnp.float32)
-    return Rolled(seen, notes, jnp.swapaxes(trace.action, 0, 1), success)
+    return Rolled(seen, notes, trace.outcome.success[-1].astype(jnp.float32))
 
 
 def online_loss(
@@ -252,9 +249,9 @@ def _meeting(
         count = batch.video.shape[1]
         seen, notes = jax.tree.map(lambda x: x[:count], (rolled.seen, rolled.notes))
         wanted = rearrange(learner.wanted(params, seen, notes), "t n m a -> n (t m) a")
-        # What was executed counts, or the loss falls by motions that the robot cuts off; gradients are those of what is
-        # wanted.
-        executed = jnp.asarray(chunks.encode(rolled.executed[:, : count * length]))
+        # What is executed counts, or the loss falls by motions that the robot cuts off; gradients are those of what is
+        # wanted, so that a gripper's sign can turn.
+        executed = jnp.asarray(chunks.encode(env.executed(jnp.asarray(chunks.decode(wanted)))))
         done = view(wanted + jax.lax.stop_gradient(executed - wanted), jnp.swapaxes(seen.proprio, 0, 1))
         return bound.of_actions(done), rolled.success
 

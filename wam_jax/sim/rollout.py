@@ -126,14 +126,12 @@ class Trace:
       outcome: after each step, by the true instruction.
       stage: what the cameras could see before each step.
       proprio: before each step.
-      action: what each step executed, raw: what limits left of what was wanted.
       instruction: the true one, by which outcomes are judged.
     """
 
     outcome: Outcome  # arrays [T, N]
     stage: Stage  # arrays [T, N, ...]
     proprio: Float[Array, "T N P"]
-    action: Float[Array, "T N A"]
     instruction: Int[Array, "N"]
 
 
@@ -159,7 +157,7 @@ def unroll(
     def step(states, action):
         before = jax.vmap(env.stage)(states), jax.vmap(env.proprio)(states)
         states = jax.vmap(env.step)(states, action)
-        return states, (jax.vmap(env.outcome)(states), *before, states.applied_action)
+        return states, (jax.vmap(env.outcome)(states), *before)
 
     def replan(carry, key):
         states, memory, passed = carry
@@ -170,8 +168,8 @@ def unroll(
     now = jax.tree.map(lambda x: jnp.repeat(x[None], actor.width, 0), jax.vmap(env.stage)(states))
     start = (states, actor.start(params, states), now)
     _, (steps, notes) = jax.lax.scan(replan, start, jax.random.split(key, -(-num_steps // actor.width)))
-    outcome, stage, proprio, done = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_steps], steps)
-    return Trace(outcome=outcome, stage=stage, proprio=proprio, action=done, instruction=states.instruction), notes
+    outcome, stage, proprio = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_steps], steps)
+    return Trace(outcome=outcome, stage=stage, proprio=proprio, instruction=states.instruction), notes
 
 
 @jax.tree_util.register_dataclass

@@ -212,6 +212,11 @@ class Tabletop:
         facts = self.facts(state)
         return jnp.concatenate([facts.tcp, facts.command, facts.opening[None]])
 
+    @staticmethod
+    def executed(action: Float[Array, "*B 4"]) -> Float[Array, "*B 4"]:
+        """What of an action is carried out where nothing is in the way."""
+        return control.executed(action)
+
     def expert(self, state: SimState) -> Float32[Array, "4"]:
         """The scripted expert's action, from the truth about the scene."""
         facts, experts = self.facts(state), EXPERTS[self.task]
