@@ -33,4 +33,5 @@ def get_config() -> ConfigDict:
         }
     )
     config.train.optimizer.steps = 2000
+    config.train.batch_size = 32
     return config

@@ -217,10 +217,12 @@ def _run_arm(
     asked = to_plain(config)
     if path.exists():
         saved = json.loads(path.read_text())
-        if saved["config"] != json.loads(json.dumps(asked)) or saved["measured"] != list(measure):
+        had = _Measure(*saved["measured"])
+        lacks = had.grounding != measure.grounding or (measure.robustness and not had.robustness)
+        if saved["config"] != json.loads(json.dumps(asked)) or lacks:
             raise ConfigError(f"{path} is of another configuration; choose another --workdir, or delete it")
         changed = {axis: np.array(success) for axis, success in saved["changed"].items()}
-        return ArmRun(np.array(saved["success"], bool), changed, saved["metrics"])
+        return ArmRun(np.array(saved["success"], bool), changed if measure.robustness else {}, saved["metrics"])
     if config.posttrain.method:
         trained, metrics = _posttrain(config, data_seed, mesh, workdir, directory)
     else:
