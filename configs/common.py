@@ -136,8 +136,8 @@ def get_config() -> ConfigDict:
             "windows": (),  # of the world model, for each skill; empty: as long as the expert takes, in the median
             "trajectories": 256,  # imagined, each from a start of its own
             "tracked": 64,  # more of them, to see on whether similarity tells success
-            "forgiving": 0.0,  # of what is hopelessly confused, see objectives/contrastive.py
             "batch_size": 32,  # episodes beside each other, each the others' negative
+            "updates": 1,  # by the same episodes, which take longer to meet than to learn from
             "seed": 5000,  # of the starts; not that of any evaluation
         }
     )

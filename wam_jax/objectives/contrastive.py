@@ -40,7 +40,6 @@ def info_nce(
     similarity: Float[Array, "N N"],
     temperature: float,
     further: Float[Array, "N K"] | None = None,
-    forgiving: float = 0.0,
 ) -> Float[Array, ""]:
     """InfoNCE in both directions (van den Oord et al., arXiv 1807.03748; CLIP's form, arXiv 2103.00020).
 
@@ -49,15 +48,13 @@ def info_nce(
 
     Args:
       further: how alike each sequence of the first kind and further negatives of its own are.
-      forgiving: q in (1 - p^q) / q instead of -log p (generalised cross-entropy, Zhang and Sabuncu, arXiv 1805.07836),
-        so that what is hopelessly confused does not lead; 0 is -log p.
     """
     logits = similarity / temperature
     rows, own = logits, jnp.diagonal(logits)
     if further is not None:
         rows = jnp.concatenate([logits, further / temperature], 1)
     found = jnp.concatenate([own - jax.nn.logsumexp(rows, 1), own - jax.nn.logsumexp(logits, 0)])  # log p
-    return -jnp.mean(jnp.expm1(forgiving * found) / forgiving if forgiving else found)
+    return -jnp.mean(found)
 
 
 def retrieval_accuracy(similarity: Float[Array, "N N"]) -> Float[Array, ""]:
