@@ -155,6 +155,9 @@ def get_config() -> ConfigDict:
             # Further negatives of each sequence: its own chunks, moved up to so far. Needs position.
             "elsewhere": 0,
             "elsewhere_metres": 0.05,
+            # Beside the demonstrations, so many episodes of the base's own, with noise in its (raw) actions.
+            "own_episodes": 0,
+            "own_noise": 0.5,
         }
     )
     config.posttrain.adapters.options = ConfigDict({})

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +13,8 @@ from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from launch.imagine import imagine, picture_steps
+from launch.kept import kept
 from wam_jax import console
-from wam_jax.alone import alone_in
 from wam_jax.evaluation.success import Episodes, EvaluationConfig, TaskText, episodes_of
 from wam_jax.sim import compilation
 from wam_jax.sim.rollout import draw, rollout, scripted_actor
@@ -57,11 +56,7 @@ def imagine_starts(
     asked = [*decides, told, windows, task.name, task.shapes]
     key = hashlib.sha256(json.dumps([fingerprint(world), *asked]).encode()).hexdigest()
     path = directory / f"imagined_{key[:12]}.npz"
-    with alone_in(path.with_suffix("")):
-        if not path.exists():
-            _write_imagined(path, _imagine_starts(config, world, task, env, told, windows))
-    with np.load(path, allow_pickle=False) as saved:
-        return Imagined(*(saved[name] for name in Imagined._fields))
+    return kept(path, Imagined, lambda: _imagine_starts(config, world, task, env, told, windows))
 
 
 def starts_of(config: ConfigDict, task: TaskText) -> Episodes:
@@ -83,13 +78,6 @@ def _imagine_starts(
         make = _imagined_videos(world, env, task.embodiment, words, numbers.seed + 2)
     found = [make(jax.tree.map(lambda x, i=i: x[i : i + numbers.batch_size], tuple(episodes)), i) for i in batches]
     return Imagined(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-
-
-def _write_imagined(path: Path, imagined: Imagined) -> None:
-    """Whole, or not at all."""
-    unfinished = path.with_suffix(".unfinished.npz")
-    np.savez(unfinished, **imagined._asdict())
-    os.replace(unfinished, path)
 
 
 def _imagined_videos(

@@ -36,7 +36,7 @@ from wam_jax.posttraining.online import (
     online_loss,
     whole_episodes,
 )
-from wam_jax.posttraining.pseudo_actions import PseudoDemonstrations, SideBySide
+from wam_jax.posttraining.pseudo_actions import PseudoDemonstrations, SideBySide, endless
 from wam_jax.posttraining.residual import ResidualConfig
 from wam_jax.posttraining.restore import define_correction, load_policy
 from wam_jax.sharding import replicated
@@ -107,7 +107,7 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
         frozen=jax.device_put(frozen, replicated(mesh)),
         tokenizer=base.params.tokenizer if lora and base.params.tokenizer.saved else None,
         source=open_run(Path(config.init)) if lora else None,
-        batches=lambda: _endless(numbers.trajectories, numbers.batch_size, config.seed, take),
+        batches=lambda: endless(numbers.trajectories, numbers.batch_size, config.seed, take),
         score=_score(config, work, learner, frozen, mesh) if config.train.score.every else None,
     )
     run_job(config, work.data, directory, job)
@@ -151,7 +151,7 @@ def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None
     own, half = encode_dataset(data, tokenizer), config.train.batch_size // 2
 
     def batches() -> grain.DatasetIterator:
-        dreamt = _endless(
+        dreamt = endless(
             len(guessed), half, config.seed, lambda rows: guessed.batch(rows, data.codec, told["action_horizon"])
         )
         return SideBySide(dreamt, data.batches(config.train.batch_size - half, config.seed, own))
@@ -186,12 +186,6 @@ def _read(
     eyes, latents = eyes_of(adapter_sizes(config), work.world), imagined.latents
     parts = [latents[i : i + _AT_ONCE] for i in range(0, len(latents), _AT_ONCE)]
     return np.concatenate([np.asarray(run(eyes, work.adapter_params, x)) for x in parts])
-
-
-def _endless(count: int, batch_size: int, seed: int, take: Callable[[Any], Any]) -> grain.DatasetIterator:
-    """Batches that ``take`` makes of row numbers, in an order of their own every epoch."""
-    order = grain.MapDataset.range(count).shuffle(seed).repeat()
-    return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0)).batch(batch_size, batch_fn=take))
 
 
 def _described(config: ConfigDict, work: Work) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from launch.evaluate import described_task
 from launch.imagine import skills_of_expert
 from launch.imagined_starts import Imagined, imagine_starts
 from launch.job import Job, run_job
+from launch.own_episodes import OWN_SEED, own_sequences
 from launch.tokenizers import encode_dataset, tokenizer_key, with_images_for
 from wam_jax.evaluation.success import TaskText, task_env
 from wam_jax.nn.module import Definition, Params
@@ -30,6 +32,8 @@ from wam_jax.policy import imagining_mode
 from wam_jax.posttraining.adapters import PRESETS, AdapterConfig, Adapters, adapter_loss, define_adapters, inverse_loss
 from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.eyes import Eyes, eyes_of, frame_channels
+from wam_jax.posttraining.own_episodes import OwnSequences
+from wam_jax.posttraining.pseudo_actions import SideBySide, endless
 from wam_jax.posttraining.residual import ResidualConfig
 from wam_jax.posttraining.restore import ADAPTERS, load_base
 from wam_jax.serving.remote import is_address
@@ -69,13 +73,20 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
     if len(config.demos.tasks) != 1:
         raise ConfigError(f"config.demos.tasks is {config.demos.tasks}; post-training is for one task")
     for name, seed in (("evaluation", config.evaluation.seed), ("train.score", config.train.score.seed)):
-        if numbers.seed == seed:
-            raise ConfigError(f"config.posttrain.seed is config.{name}.seed; choose other starts than you judge by")
+        if seed in (numbers.seed, numbers.seed + OWN_SEED):
+            raise ConfigError(
+                f"config.{name}.seed is config.posttrain.seed, or {OWN_SEED} more; choose starts you do not judge by"
+            )
     if numbers.imagination not in IMAGINATIONS:
         known = ", ".join(IMAGINATIONS)
         raise ConfigError(f"config.posttrain.imagination={numbers.imagination!r} is unknown (has: {known})")
     if not 0 <= numbers.adapters.hard_share <= 1:
         raise ConfigError(f"config.posttrain.adapters.hard_share={numbers.adapters.hard_share} is no share, 0 to 1")
+    if numbers.adapters.own_episodes % numbers.batch_size:
+        raise ConfigError(
+            f"config.posttrain.adapters.own_episodes={numbers.adapters.own_episodes} is no multiple of "
+            f"config.posttrain.batch_size={numbers.batch_size}"
+        )
     for name in ("trajectories", "tracked"):
         if numbers[name] < 1 or numbers.batch_size < 2 or numbers[name] % numbers.batch_size:
             raise ConfigError(
@@ -158,7 +169,10 @@ def prepare(config: ConfigDict, mesh: Mesh, directory: Path, shared: Path | None
     # Sequences start where those of stage 2 do, but for the arm's place.
     data = dataclasses.replace(data, windows=dataclasses.replace(data.windows, starts=chunk))
     view = _view(config, data)
-    adapters, adapter_params = train_adapters(config, data, view, world, mesh, directory / ADAPTERS)
+    own = None
+    if config.posttrain.adapters.own_episodes:
+        own = own_sequences(config, base, task, env, data, world.params.tokenizer, shared or directory)
+    adapters, adapter_params = train_adapters(config, data, view, world, mesh, directory / ADAPTERS, own)
     imagined = imagine_starts(config, world, task, env, told, windows, shared or directory)
     return Work(base, world, task, env, chunk, told, windows, data, view, adapters, adapter_params, imagined)
 
@@ -239,15 +253,31 @@ def _view(config: ConfigDict, data: Data) -> ChunkView:
 
 
 def train_adapters(
-    config: ConfigDict, data: Data, view: ChunkView, world: Trained, mesh: Mesh, directory: Path
+    config: ConfigDict,
+    data: Data,
+    view: ChunkView,
+    world: Trained,
+    mesh: Mesh,
+    directory: Path,
+    own: OwnSequences | None,
 ) -> tuple[Definition[Adapters], Params]:
-    """Stage 1, on demonstrations; of the comparator, inverse dynamics with the same networks."""
+    """Stage 1, on demonstrations; half of a batch is what the base does itself, if that is given.
+
+    Of the comparator, inverse dynamics with the same networks.
+    """
     numbers, tokenizer, sizes = config.posttrain.adapters, world.params.tokenizer, adapter_sizes(config)
     channels = frame_channels(sizes, world)
     definition = define_adapters(sizes, channels, _block(data.codec), data.codec.action_size)
 
     def loss(params: Params, eyes: Eyes, batch: Batch, key: jax.Array, step: jax.Array):
         return _sequence_loss(config, data, view, definition, params, eyes, batch, key)
+
+    latents = encode_dataset(data, tokenizer) if config.data.precompute_latents else None
+
+    def batches() -> grain.DatasetIterator:
+        half = numbers.batch_size // 2 if own else 0
+        shown = data.batches(numbers.batch_size - half, config.seed, latents, alike=numbers.hard_share)
+        return SideBySide(endless(len(own), half, config.seed, own.batch), shown) if own else shown
 
     job = Job(
         name="adapters",
@@ -266,10 +296,11 @@ def train_adapters(
             **({"world": fingerprint(world)} if sizes.video == "features" else {}),
             "view": view.to_dict(),
             "elsewhere": [numbers.elsewhere, numbers.elsewhere_metres],
+            **({"own": own.key} if own else {}),
         },
         frozen=jax.device_put(eyes_of(sizes, world), replicated(mesh)),
-        latents=encode_dataset(data, tokenizer) if config.data.precompute_latents else None,
         alike=numbers.hard_share,
+        batches=batches,
     )
     return definition, run_job(config, data, directory, job).acting
 

@@ -79,6 +79,13 @@ class Policy:
         layout = self.definition.bind(self.definition.shapes()).layout
         return layout.actions_per_block if layout.autoregressive else None
 
+    def executed(self, policy_state: PolicyState | None, actions: Float[Array, "B k A"]) -> PolicyState | None:
+        """The memory, once other (raw) actions are executed than those that ``act`` gave with it."""
+        if policy_state is None:
+            return None
+        executed = {**policy_state.executed, "action": jnp.asarray(self.codec.encode(actions))}
+        return dataclasses.replace(policy_state, executed=executed)
+
     def images(self, params: PolicyParams) -> tuple[int, ...]:
         """How many control steps ago each image of an observation was taken, the newest last.
 

@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
             "demonstrations": {
                 "before": before,
                 "posttrain.method": "",
-                "data.split": "train[:160]",
+                "data.split": "train[:240]",
                 **{f"train.optimizer.{name}": posttraining[name] for name in ("steps", "learning_rate", "warmup")},
             },
         },

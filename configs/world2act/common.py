@@ -1,6 +1,6 @@
 """What base policy, world model and post-training share: one task, in which the named sphere is to be reached.
 
-All 1,024 episodes are there to be watched; the actions of the first 80 may be looked at.
+All 1,024 episodes are there to be watched; the actions of the first 120 may be looked at.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     # What nobody can foresee no world model imagines, and adapters would learn to tell videos apart by it.
     config.demos.action_noise = 0.0
     config.demos.directory = "runs/world2act/data"
-    config.data.split = "train[:80]"
+    config.data.split = "train[:120]"
     config.data.frame_steps = (0, CHUNK)
     config.evaluation.execute = CHUNK
     return config

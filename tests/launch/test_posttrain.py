@@ -20,8 +20,19 @@ from wam_jax.sim.tabletop import Tabletop
         ({"posttrain.method": "best"}, "config.posttrain.method='best' is unknown (has: residual, lora, pixels)"),
         ({"init": ""}, "config.init is empty; name the run whose policy is to be improved"),
         ({"demos.tasks": ("reach", "push")}, "config.demos.tasks is ('reach', 'push'); post-training is for one task"),
-        ({"posttrain.seed": 1000}, "config.posttrain.seed is config.evaluation.seed; choose other starts"),
-        ({"posttrain.seed": 77}, "config.posttrain.seed is config.train.score.seed; choose other starts"),
+        (
+            {"posttrain.seed": 1000},
+            "config.evaluation.seed is config.posttrain.seed, or 3 more; choose starts you do not judge by",
+        ),
+        (
+            {"posttrain.seed": 77},
+            "config.train.score.seed is config.posttrain.seed, or 3 more; choose starts you do not judge by",
+        ),
+        (
+            {"posttrain.seed": 997},
+            "config.evaluation.seed is config.posttrain.seed, or 3 more; choose starts you do not judge by",
+        ),
+        ({"posttrain.adapters.own_episodes": 33}, "config.posttrain.adapters.own_episodes=33 is no multiple of"),
         ({"posttrain.trajectories": 33}, "config.posttrain.trajectories=33 is no multiple of"),
         ({"posttrain.adapters.hard_share": 1.5}, "config.posttrain.adapters.hard_share=1.5 is no share, 0 to 1"),
         ({"posttrain.imagination": "mine"}, "config.posttrain.imagination='mine' is unknown (has: world, expert)"),

@@ -82,10 +82,7 @@ class CorrectedPolicy(Policy):
         encoded = jnp.asarray(self.chunks.encode(base))
         moved = self.chunks.decode(self.wanted(params, base, observation)) - self.chunks.decode(encoded)
         actions = base + jnp.asarray(moved)
-        if policy_state is not None:
-            executed = {**policy_state.executed, "action": jnp.asarray(self.codec.encode(actions))}
-            policy_state = dataclasses.replace(policy_state, executed=executed)
-        return actions, policy_state
+        return actions, self.executed(policy_state, actions)
 
     def wanted(
         self, params: CorrectedParams, base: Float[Array, "B M A"], observation: Observation

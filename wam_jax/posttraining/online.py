@@ -63,20 +63,24 @@ class Frozen:
     embodiment: Int[Array, ""]
 
 
-class Learner(Protocol):
-    """What of a policy is post-trained."""
+class Performer(Protocol):
+    """Who acts in the simulator."""
 
     @property
     def policy(self) -> Policy:
         """By which it acts when it is evaluated."""
 
-    def acting(self, trained: Params, frozen: Frozen) -> Any:
-        """All parameters of the policy."""
-
     def act(
         self, params: Any, policy_state: PolicyState | None, observation: Observation, key: jax.Array
     ) -> tuple[Float[Array, "N M A"], PolicyState | None, Any]:
-        """Raw actions, its memory, and what ``wanted`` needs to find them again."""
+        """Raw actions, its memory, and a note: of a learner, what ``wanted`` needs to find them again."""
+
+
+class Learner(Performer, Protocol):
+    """What of a policy is post-trained."""
+
+    def acting(self, trained: Params, frozen: Frozen) -> Any:
+        """All parameters of the policy."""
 
     def wanted(self, params: Any, seen: Observation, notes: Any) -> Float[Array, "T N M A"]:
         """The same actions in the adapters' units, differentiable; ``T`` times of ``N`` episodes."""
@@ -156,17 +160,17 @@ class Rolled(NamedTuple):
 
 
 def roll(
-    env: Tabletop, learner: Learner, params: WamParams, states: SimState, steps: int, chunk: int, key: jax.Array
+    env: Tabletop, performer: Performer, params: WamParams, states: SimState, steps: int, chunk: int, key: jax.Array
 ) -> Rolled:
     """Runs ``steps`` steps, in chunks of ``chunk`` actions."""
-    policy = learner.policy
+    policy = performer.policy
 
     def start(params: WamParams, states: SimState) -> PolicyState | None:
         return policy.init_state(params.policy, observe(env, params, states))
 
     def act(params: WamParams, memory: PolicyState | None, states: SimState, passed: Stage, key: jax.Array):
         seen = observe(env, params, states, passed, policy.images(params.policy))
-        actions, memory, note = learner.act(params.policy, memory, seen, key)
+        actions, memory, note = performer.act(params.policy, memory, seen, key)
         return actions, memory, (seen, note)
 
     trace, (seen, notes) = unroll(env, Actor(start, act, chunk), params, states, steps, key)

@@ -5,7 +5,7 @@ imitates beside its demonstrations.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -66,6 +66,12 @@ class PseudoDemonstrations:
         }
         text = Text(features=self.text.features[episode], mask=self.text.mask[episode])
         return Batch(images=None, text=text, **arrays)
+
+
+def endless(count: int, batch_size: int, seed: int, take: Callable[[Any], Any]) -> grain.DatasetIterator:
+    """Batches that ``take`` makes of row numbers, in an order of their own every epoch."""
+    order = grain.MapDataset.range(count).shuffle(seed).repeat()
+    return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0)).batch(batch_size, batch_fn=take))
 
 
 class SideBySide(grain.DatasetIterator[Batch]):

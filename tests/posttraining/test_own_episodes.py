@@ -1,0 +1,90 @@
+"""What a policy does by itself: as it is, gone astray, and beside demonstrations."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax.policy import PolicyParams
+from wam_jax.posttraining.own_episodes import OwnSequences, Wanderer, wander
+from wam_jax.posttraining.pseudo_actions import SideBySide, endless
+from wam_jax.sim import compilation
+from wam_jax.sim.rollout import WamParams
+from wam_jax.sim.tabletop import Tabletop
+from wam_jax.types import Text
+
+EPISODES, CHUNKS, UNIT = 4, 2, 0.025
+
+
+@pytest.fixture(scope="module")
+def acted(fast_wam):
+    """Actions with noise of 0 and of .5, and those of the policy itself."""
+    base, policy, params, observation = fast_wam
+    plain, key = PolicyParams(model=params.model, tokenizer=params.tokenizer), jax.random.key(3)
+
+    def act(noise):
+        return Wanderer(base, policy.chunks, noise).act(plain, None, observation, key)[0]
+
+    own = jax.random.split(key, 4)[0]
+    alone = base.act(plain, None, observation, own)[0][:, : policy.chunks.block]
+    return np.asarray(act(0.0)), np.asarray(act(0.5)), np.asarray(alone)
+
+
+def test_without_noise_it_acts_as_the_policy(acted):
+    still, _, alone = acted
+    np.testing.assert_array_equal(still, alone)
+
+
+def test_noise_moves_motions_and_leaves_commands_alone(acted):
+    still, astray, _ = acted
+    np.testing.assert_array_equal(astray[..., 3], still[..., 3])
+    moved = astray[..., :3] - still[..., :3]
+    assert np.abs(moved).max() > 0.01
+    assert np.abs(moved.mean(1)).max() <= 0.5 * 1.5  # a chunk's direction, and the mean of its jitter
+
+
+def test_they_stand_beside_demonstrations():
+    random, frames, steps = np.random.default_rng(0), CHUNKS + 1, CHUNKS * 7
+
+    def sequences(count, instruction):
+        text = Text(features=np.full((count, 3, 8), instruction, np.float32), mask=np.ones((count, 3), bool))
+        return OwnSequences(
+            frames=random.normal(size=(count, frames, 2, 4, 4, 8)).astype(np.float32),
+            actions=random.normal(size=(count, steps, 4)).astype(np.float32),
+            proprio=random.normal(size=(count, frames, 7)).astype(np.float32),
+            text=text,
+            embodiment=0,
+            key="",
+        )
+
+    own, others = sequences(5, 1.0), sequences(6, 2.0)
+    batch = next(SideBySide(endless(5, 2, 0, own.batch), endless(6, 4, 0, others.batch)))
+    assert batch.latents.shape == (6, frames, 2, 4, 4, 8)
+    assert batch.images is None
+    np.testing.assert_array_equal(batch.text.features[:, 0, 0], [1, 1, 2, 2, 2, 2])
+    pictures = dataclasses.replace(own, frames=np.zeros((5, frames, 2, 4, 4, 3), np.uint8)).batch([0, 3])
+    assert pictures.latents is None
+    np.testing.assert_array_equal(pictures.actions, own.actions[[0, 3]])
+
+
+@pytest.mark.slow
+def test_where_the_hand_is_told_to_be_is_where_its_actions_lead(fast_wam):
+    base, policy, params, _ = fast_wam
+    env, random = Tabletop("reach", image_size=16), np.random.default_rng(0)
+    count, block = len(env.instructions), policy.chunks.block
+    text = Text(features=jnp.asarray(random.normal(size=(count, 3, 8)), jnp.float32), mask=jnp.ones((count, 3), bool))
+    informed = WamParams(
+        policy=PolicyParams(model=params.model, tokenizer=params.tokenizer),
+        text=text,
+        embodiment=jnp.asarray(0),
+        misinform=jnp.asarray(False),
+    )
+    run = compilation.jit(wander(env, Wanderer(base, policy.chunks, 0.3), CHUNKS))
+    found = run(informed, jax.random.split(jax.random.key(0), EPISODES), None, jax.random.key(1))
+    assert found.images.shape[:2] == (EPISODES, CHUNKS + 1)
+    moved = UNIT * np.asarray(found.actions)[..., :3].reshape(EPISODES, CHUNKS, block, 3).sum(2)
+    commanded = np.asarray(found.proprio)[..., 3:6]
+    inside = np.abs(commanded[:, 1:] - commanded[:, :-1] - moved).max(-1) < 1e-4
+    assert inside.any()  # but for chunks that the edge of the workspace cuts
