@@ -137,7 +137,6 @@ def get_config() -> ConfigDict:
             "trajectories": 256,  # imagined, each from a start of its own
             "tracked": 64,  # more of them, to see on whether similarity tells success
             "batch_size": 32,  # episodes beside each other, each the others' negative
-            "updates": 1,  # by the same episodes, which take longer to meet than to learn from
             "seed": 5000,  # of the starts; not that of any evaluation
         }
     )

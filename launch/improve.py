@@ -32,7 +32,6 @@ from wam_jax.posttraining.online import (
     ResidualLearner,
     Starts,
     WholeLearner,
-    meet_starts,
     online_loss,
     whole_episodes,
 )
@@ -94,8 +93,6 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
         trainer=Trainer(
             definition=definition,
             loss=online_loss(work.env, learner, work.adapters, work.data.codec, work.view),
-            meet=meet_starts(work.env, learner, work.chunk),
-            updates=numbers.updates,
             config=OptimizerConfig(**numbers.optimizer),
             mesh=mesh,
             seed=config.seed,

@@ -18,5 +18,5 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict({"name": "wan", "size": "debug"})
     config.model.options = ConfigDict({"patch_size": 1, "video_steps": 12, "guidance": 2.0})
     config.train.batch_size = 16
-    config.train.optimizer.steps = 4000
+    config.train.optimizer.steps = 2000
     return config

@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.transforms import Affine
 from wam_jax.policy import PolicyParams
 from wam_jax.posttraining.chunk_view import ChunkView
-from wam_jax.posttraining.online import Frozen, ResidualLearner, Starts, meet_starts, online_loss, roll
+from wam_jax.posttraining.online import Frozen, ResidualLearner, Starts, online_loss, roll
 from wam_jax.sim import compilation
 from wam_jax.sim.rollout import WamParams
 from wam_jax.sim.tabletop import Tabletop
@@ -50,12 +50,10 @@ def test_a_residual_learns_to_do_what_the_video_shows(fast_wam):
     video = compilation.jit(show)(jax.random.key(1))
     batch = Starts(keys=jax.random.key_data(keys), video=video)
     loss, optimizer = online_loss(env, learner, policy.adapters, policy.chunks, policy.view), optax.adam(3e-3)
-    meet = meet_starts(env, learner, policy.chunks.block)
 
     def step(trained, state):
         key = jax.random.key(1)
-        met = meet(trained, frozen, batch, key)
-        (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(trained, frozen, met, key, jnp.asarray(0))
+        (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(trained, frozen, batch, key, jnp.asarray(0))
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(trained, updates), state, value
 

@@ -106,24 +106,3 @@ def test_patterns_match_whole_paths_and_broken_ones_are_refused():
     assert not matching(["a"])("a/b")
     with pytest.raises(ValueError, match="holds no regular expression"):
         matching(["("])
-
-
-def test_updates_learn_from_what_the_first_parameters_met():
-    """Three updates by one batch are three steps' on what was met before the first; metrics are those before it."""
-
-    def meet(params, frozen, batch, key):
-        return {**batch, "y": batch["y"] + PLAIN.bind(params)(batch["x"])}
-
-    once, often = make_trainer(), make_trainer(meet=meet, updates=3)
-    schedule = dataclasses.replace(CONFIG, steps=3 * CONFIG.steps, warmup=3 * CONFIG.warmup)
-    once = dataclasses.replace(once, config=schedule)
-    state = once.init_state()
-    met = jax.tree.map(np.asarray, meet(state.params, None, data(once), None))
-    first = None
-    for _ in range(3):
-        state, metrics = once.step(state, None, jax.device_put(met, batch_sharding(once.mesh)))
-        first = metrics if first is None else first
-    after, told = often.step(often.init_state(), None, data(often))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), after.params, state.params)
-    assert int(after.step) == 1
-    assert float(told["loss"]) == pytest.approx(float(first["loss"]), rel=1e-5)

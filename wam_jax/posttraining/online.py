@@ -177,45 +177,6 @@ def roll(
     return Rolled(seen, notes, trace.outcome.success[-1].astype(jnp.float32))
 
 
-class Met(NamedTuple):
-    """Episodes of ``Starts`` as a policy met them, and the video that they are to be like."""
-
-    rolled: Rolled
-    video: Float[Array, "N T D"]
-
-
-def meet_starts(env: Tabletop, learner: Learner, chunk: int) -> Callable[[Params, Frozen, Starts, jax.Array], Met]:
-    """``met = meet(trained, frozen, batch, key)``: the policy acts, for as long as is imagined, ``chunk`` by chunk.
-
-    Compile it with ``sim.compilation.jit``.
-    """
-
-    def meet(trained: Params, frozen: Frozen, batch: Starts, key: jax.Array) -> Met:
-        steps = batch.video.shape[1] * chunk
-        return _meet(env, learner, chunk, steps, learner.acting(trained, frozen), frozen, batch, key)
-
-    return meet
-
-
-def _meet(
-    env: Tabletop,
-    learner: Learner,
-    chunk: int,
-    steps: int,
-    params: Any,
-    frozen: Frozen,
-    batch: Starts,
-    key: jax.Array,
-) -> Met:
-    """The policy acts; no gradient remembers how. Kept is what it met in the time that is imagined."""
-    given = () if batch.looks is None else (batch.looks,)
-    states = jax.vmap(env.reset)(jax.random.wrap_key_data(batch.keys), *given)
-    informed = WamParams(policy=params, text=frozen.text, embodiment=frozen.embodiment, misinform=jnp.asarray(False))
-    rolled = roll(env, learner, informed, states, steps, chunk, key)
-    seen, notes = jax.tree.map(lambda x: x[: batch.video.shape[1]], (rolled.seen, rolled.notes))
-    return jax.lax.stop_gradient(Met(rolled._replace(seen=seen, notes=notes), batch.video))
-
-
 def online_loss(
     env: Tabletop,
     learner: Learner,
@@ -224,27 +185,29 @@ def online_loss(
     view: ChunkView,
     temperature: float | None = None,
 ) -> LossFn:
-    """InfoNCE between imagined video and the actions of the same episodes; the batch is ``Met``, frozen ``Frozen``.
+    """InfoNCE between imagined video and the actions of the same episodes; the batch is ``Starts``, frozen ``Frozen``.
 
-    Where a chunk began is what was met: several updates may learn from the same episodes. The metrics have the
-    similarity of pairs (which tracks success, the paper finds), of others, how often a pair is found, and the share of
-    these episodes in which the instruction holds at their end, which nothing here is trained on.
+    The metrics have the similarity of pairs (which tracks success, the paper finds), of others, how often a pair is
+    found, and the share of these episodes in which the instruction holds at the end of what was imagined, which nothing
+    here is trained on.
 
     Args:
-      env: whose limits actions have.
+      env: where episodes run; compile the step with ``sim.compilation.jit``.
       learner: what is trained.
       adapters: of stage 1.
       chunks: their units of actions.
       view: how they see them.
       temperature: of the contrastive loss; None: that of the adapters.
     """
-    done = _vectors(env, learner, adapters, chunks, view)
+    assert chunks.block is not None
+    meet, length = _meeting(env, learner, adapters, chunks, view), chunks.block
 
-    def loss(trained: Params, frozen: Frozen, batch: Met, key: jax.Array, step: Array):
-        config = adapters.bind(frozen.adapters).config
-        similarity = all_similarities(config, batch.video, done(learner.acting(trained, frozen), frozen, batch.rolled))
+    def loss(trained: Params, frozen: Frozen, batch: Starts, key: jax.Array, step: Array):
+        params, config = learner.acting(trained, frozen), adapters.bind(frozen.adapters).config
+        action, success = meet(params, frozen, batch, key, batch.video.shape[1] * length)
+        similarity = all_similarities(config, batch.video, action)
         contrastive = info_nce(similarity, temperature or config.temperature)
-        return contrastive, {**paired(similarity), "rollout_success": batch.rolled.success.mean()}
+        return contrastive, {**paired(similarity), "rollout_success": success.mean()}
 
     return loss
 
@@ -257,28 +220,41 @@ def whole_episodes(
     What is returned takes the parameters of a policy as it acts. Episodes go on to their end, as they do when they are
     judged; compared is the time that was imagined.
     """
-    assert chunks.block is not None
-    length, done = chunks.block, _vectors(env, learner, adapters, chunks, view)
+    meet = _meeting(env, learner, adapters, chunks, view)
 
     def run(params: Any, frozen: Frozen, batch: Starts, key: jax.Array):
         config = adapters.bind(frozen.adapters).config
-        rolled, video = _meet(env, learner, length, env.episode_steps, params, frozen, batch, key)
-        return jnp.diagonal(all_similarities(config, video, done(params, frozen, rolled))), rolled.success
+        action, success = meet(params, frozen, batch, key, env.episode_steps)
+        return jnp.diagonal(all_similarities(config, batch.video, action)), success
 
     return run
 
 
-def _vectors(
+def _meeting(
     env: Tabletop, learner: Learner, adapters: Definition[Adapters], chunks: ActionCodec, view: ChunkView
-) -> Callable[[Any, Frozen, Rolled], Float[Array, "N T D"]]:
-    """The action adapter's, of what a policy does at the times that were met."""
+) -> Callable:
+    """The action adapter's vectors of the time that was imagined, and success after ``steps`` steps."""
+    assert chunks.block is not None
+    length = chunks.block
 
-    def vectors(params: Any, frozen: Frozen, rolled: Rolled) -> Float[Array, "N T D"]:
-        wanted = rearrange(learner.wanted(params, rolled.seen, rolled.notes), "t n m a -> n (t m) a")
+    def meet(params: Any, frozen: Frozen, batch: Starts, key: jax.Array, steps: int):
+        bound = adapters.bind(jax.lax.stop_gradient(frozen.adapters))
+        given = () if batch.looks is None else (batch.looks,)
+        states = jax.vmap(env.reset)(jax.random.wrap_key_data(batch.keys), *given)
+        informed = WamParams(
+            policy=jax.lax.stop_gradient(params),
+            text=frozen.text,
+            embodiment=frozen.embodiment,
+            misinform=jnp.asarray(False),
+        )
+        rolled = jax.lax.stop_gradient(roll(env, learner, informed, states, steps, length, key))
+        count = batch.video.shape[1]
+        seen, notes = jax.tree.map(lambda x: x[:count], (rolled.seen, rolled.notes))
+        wanted = rearrange(learner.wanted(params, seen, notes), "t n m a -> n (t m) a")
         # What is executed counts, or the loss falls by motions that the robot cuts off; gradients are those of what is
         # wanted, so that a gripper's sign can turn.
         executed = jnp.asarray(chunks.encode(env.executed(jnp.asarray(chunks.decode(wanted)))))
-        done = view(wanted + jax.lax.stop_gradient(executed - wanted), jnp.swapaxes(rolled.seen.proprio, 0, 1))
-        return adapters.bind(jax.lax.stop_gradient(frozen.adapters)).of_actions(done)
+        done = view(wanted + jax.lax.stop_gradient(executed - wanted), jnp.swapaxes(seen.proprio, 0, 1))
+        return bound.of_actions(done), rolled.success
 
-    return vectors
+    return meet

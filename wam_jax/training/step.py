@@ -17,7 +17,6 @@ Metrics = dict[str, Float[Array, ""]]
 # params, frozen, batch, key, step
 LossFn = Callable[[Params, Any, Any, jax.Array, Int[Array, ""]], tuple[Float[Array, ""], Metrics]]
 StepFn = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]  # state, frozen, batch
-MeetFn = Callable[[Params, Any, Any, jax.Array], Any]  # params, frozen, batch, key
 
 
 def make_step(
@@ -30,8 +29,6 @@ def make_step(
     shardings: TrainState,
     frozen_shardings: Any = None,
     accumulate: int = 1,
-    meet: MeetFn | None = None,
-    updates: int = 1,
     jit: Callable[..., Any] = jax.jit,
 ) -> StepFn:
     """``state, metrics = step(state, frozen, batch)``, jitted; the state's buffers are reused.
@@ -48,31 +45,17 @@ def make_step(
       frozen_shardings: of ``frozen``, whatever the loss needs that is not trained; default: replicated.
       accumulate: a batch is worked through in so many parts, one after the other, for less memory. The loss is the mean
         of theirs: that of the batch, but for what counts samples itself (masks, ``batch_share``).
-      meet: what the loss takes instead of the batch: what the parameters of the step's start make of it (episodes).
-      updates: of the parameters, by the gradients of one batch; metrics are those before the first.
-      jit: how it is compiled; one that steps the simulator needs ``sim.compilation.jit``.
+      jit: how it is compiled; a loss that steps the simulator needs ``sim.compilation.jit``.
     """
 
     def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def update(moving: tuple[Params, Any], key: jax.Array) -> tuple[tuple[Params, Any], Metrics]:
-            params, moments = moving
-            metrics, grads = _gradients(loss_fn, params, frozen, batch, key, state.step, accumulate)
-            change, moments = optimizer.update(grads, moments, params)
-            metrics = {"gradient_norm": optax.global_norm(grads), **metrics}
-            return (optax.apply_updates(params, change), moments), metrics
-
-        moving = state.params, state.optimizer
         with use_mesh(mesh):  # activations are cut as parameters are, and attention knows its platform
-            if meet is not None:
-                batch = meet(state.params, frozen, batch, key)
-            if updates == 1:
-                (params, moments), metrics = update(moving, key)
-            else:
-                (params, moments), rows = jax.lax.scan(update, moving, jax.random.split(key, updates))
-                metrics = jax.tree.map(lambda x: x[0], rows)
+            metrics, grads = _gradients(loss_fn, state.params, frozen, batch, key, state.step, accumulate)
+        updates, moments = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
         average = update_ema(state.ema, params, state.step, ema) if ema else {}
+        metrics = {"gradient_norm": optax.global_norm(grads), **metrics}
         return TrainState(state.step + 1, params, average, moments), metrics
 
     return jit(

@@ -14,7 +14,7 @@ from wam_jax.sharding import param_shardings, placed, replicated
 from wam_jax.training.optimizer import OptimizerConfig, make_optimizer
 from wam_jax.training.partition import Select, everything, subset, union
 from wam_jax.training.state import TrainState, start_state, state_shardings
-from wam_jax.training.step import LossFn, MeetFn, StepFn, make_step
+from wam_jax.training.step import LossFn, StepFn, make_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,6 @@ class Trainer:
     trained: which parameters; where not all are, the step's ``frozen`` is (the other parameters, the loss' frozen).
     accumulate: parts that a batch is worked through in.
     frozen_dtype: of the parameters that are not trained.
-    meet: what the loss takes instead of the batch, see ``make_step``; of all parameters.
-    updates: of the parameters by one batch; the optimizer's ``steps`` and ``warmup`` count batches.
     jit: how the step is compiled.
     """
 
@@ -42,14 +40,11 @@ class Trainer:
     trained: Select = everything
     accumulate: int = 1
     frozen_dtype: str = "float32"
-    meet: MeetFn | None = None
-    updates: int = 1
     jit: Callable[..., Any] = jax.jit
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        config, times = self.config, self.updates
-        return make_optimizer(dataclasses.replace(config, steps=times * config.steps, warmup=times * config.warmup))
+        return make_optimizer(self.config)
 
     @functools.cached_property
     def shardings(self) -> TrainState:
@@ -111,25 +106,15 @@ class Trainer:
             shardings=self.shardings,
             frozen_shardings=(frozen_params, replicated(self.mesh)) if frozen_params else None,
             accumulate=self.accumulate,
-            meet=None if self.meet is None else self._step_meet,
-            updates=self.updates,
             jit=self.jit,
         )
 
     def step_loss(self, trained: Params, frozen: Any, batch: Any, key: jax.Array, step: jax.Array):
         """The loss as the step has it: of the trained parameters, the others being in ``frozen``."""
-        return self.loss(*self._whole(trained, frozen), batch, key, step)
-
-    def _step_meet(self, trained: Params, frozen: Any, batch: Any, key: jax.Array) -> Any:
-        assert self.meet is not None
-        return self.meet(*self._whole(trained, frozen), batch, key)
-
-    def _whole(self, trained: Params, frozen: Any) -> tuple[Params, Any]:
-        """All parameters, and what else the loss needs."""
         if not self._partial:
-            return trained, frozen
+            return self.loss(trained, frozen, batch, key, step)
         rest, further = frozen
-        return union(jax.lax.stop_gradient(rest), trained), further
+        return self.loss(union(jax.lax.stop_gradient(rest), trained), further, batch, key, step)
 
     def frozen_argument(self, rest: Params, further: Any) -> Any:
         """What the step takes as ``frozen``: the parameters that are not trained, if any, and what the loss takes."""
