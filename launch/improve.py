@@ -54,12 +54,13 @@ class Tracking(NamedTuple):
     """Episodes from starts that were imagined and not learned from, to their end.
 
     Attributes:
-      similarity: of what each did and what was imagined for it.
+      similarity, direction: see ``posttraining.online.Followed``.
       success: whether it ended in success.
     """
 
     similarity: Float[np.ndarray, " K"]
     success: Bool[np.ndarray, " K"]
+    direction: Float[np.ndarray, " K"]
 
 
 def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Tracking:
@@ -115,8 +116,8 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
     for start in console.progress(others, "episodes to their end"):
         rows, key = np.arange(start, start + numbers.batch_size), jax.random.fold_in(jax.random.key(config.seed), start)
         parts.append(jax.tree.map(np.asarray, run(after.params, job.frozen, take(rows), key)))
-    similarity, success = (np.concatenate(found) for found in zip(*parts, strict=True))
-    return Tracking(similarity, success > 0)
+    similarity, success, direction = (np.concatenate(found) for found in zip(*parts, strict=True))
+    return Tracking(similarity, success > 0, direction)
 
 
 def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None:

@@ -33,6 +33,10 @@ from wam_jax.serving.remote import is_address
 from wam_jax.training.metrics import read_metrics
 
 _FILMS, _FPS = 6, 8
+_TRACKED = {
+    "similarity_tells_success": "similarity tells success: {:.2f} (chance: .50)",
+    "direction_of_gradient": "its gradient and what the expert would change: cosine {:.2f} (chance: 0)",
+}
 COLUMNS = ("policy", "success", "95% interval", "n")
 HELDOUT_COLUMNS = ("held-out windows", "similarity", "of others", "retrieval", "action error")
 
@@ -72,11 +76,18 @@ def posttrain(
 
 
 def tracking_figures(tracking: Tracking | None) -> dict[str, float]:
-    """Mean similarity of episodes that end in success and of others, and how well it tells them apart (``ranking``)."""
-    if tracking is None or (told := ranking(*tracking)) is None:
+    """Mean similarity of episodes that end in success and of others, and how well it tells them apart (``ranking``).
+
+    And how far its gradient points to what the expert would do.
+    """
+    if tracking is None:
         return {}
-    similarity, success = tracking
+    similarity, success, direction = tracking
+    figures = {"direction_of_gradient": float(direction.mean())}
+    if (told := ranking(similarity, success)) is None:
+        return figures
     return {
+        **figures,
         "similarity_tells_success": told.mean,
         "similarity_tells_success_low": told.ci95[0],
         "similarity_tells_success_high": told.ci95[1],
@@ -110,7 +121,9 @@ def _report(
             report.add_image(stage, chart)
     if tracked := tracking_figures(tracking):
         report.add_figures(tracked, "Does similarity tell success?")
-        console.log("similarity tells success: {:.2f} (chance: .50)".format(tracked["similarity_tells_success"]))
+        for name, what in _TRACKED.items():
+            if name in tracked:
+                console.log(what.format(tracked[name]))
     films = [
         (media.film(media.side_by_side({"imagined": pictures[:, 0]}), _FPS), f"start {number}")
         for number, pictures in enumerate(work.imagined.pictures[:_FILMS])

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from data_pipelines.transforms import ActionCodec
 from wam_jax.nn.module import Definition, Params
+from wam_jax.objectives.alignment import unit
 from wam_jax.objectives.contrastive import info_nce
 from wam_jax.policy import Policy, PolicyParams, PolicyState
 from wam_jax.posttraining.adapters import Adapters, all_similarities, paired
@@ -152,29 +153,48 @@ class WholeLearner:
 
 
 class Rolled(NamedTuple):
-    """Episodes as a policy met them: what it saw each of ``T`` times, what it noted, and how they ended."""
+    """Episodes as a policy met them.
+
+    Attributes:
+      seen, notes: what it saw each of ``T`` times, and what it noted.
+      success: how they ended.
+      advice: what the expert would have done instead each time; None where it was not asked.
+    """
 
     seen: Observation
     notes: Any
     success: Float[Array, "N"]
+    advice: Float[Array, "T N M A"] | None
 
 
 def roll(
-    env: Tabletop, performer: Performer, params: WamParams, states: SimState, steps: int, chunk: int, key: jax.Array
+    env: Tabletop,
+    performer: Performer,
+    params: WamParams,
+    states: SimState,
+    steps: int,
+    chunk: int,
+    key: jax.Array,
+    advised: bool = False,
 ) -> Rolled:
-    """Runs ``steps`` steps, in chunks of ``chunk`` actions."""
+    """Runs ``steps`` steps, in chunks of ``chunk`` actions; ``advised``: the expert is asked before each chunk."""
     policy = performer.policy
 
     def start(params: WamParams, states: SimState) -> PolicyState | None:
         return policy.init_state(params.policy, observe(env, params, states))
 
+    def advise(states: SimState, _: None) -> tuple[SimState, Array]:
+        states = jax.vmap(env.step)(states, jax.vmap(env.expert)(states))
+        return states, states.applied_action
+
     def act(params: WamParams, memory: PolicyState | None, states: SimState, passed: Stage, key: jax.Array):
         seen = observe(env, params, states, passed, policy.images(params.policy))
         actions, memory, note = performer.act(params.policy, memory, seen, key)
-        return actions, memory, (seen, note)
+        advice = jnp.swapaxes(jax.lax.scan(advise, states, length=chunk)[1], 0, 1) if advised else None
+        return actions, memory, (seen, note, advice)
 
-    trace, (seen, notes) = unroll(env, Actor(start, act, chunk), params, states, steps, key)
-    return Rolled(seen, notes, trace.outcome.success[-1].astype(jnp.float32))
+    trace, (seen, notes, advice) = unroll(env, Actor(start, act, chunk), params, states, steps, key)
+    return Rolled(seen, notes, trace.outcome.success[-1].astype(jnp.float32), advice)
 
 
 def online_loss(
@@ -200,45 +220,78 @@ def online_loss(
       temperature: of the contrastive loss; None: that of the adapters.
     """
     assert chunks.block is not None
-    meet, length = _meeting(env, learner, adapters, chunks, view), chunks.block
+    meet, length = _meeting(env, learner, chunks, view), chunks.block
 
     def loss(trained: Params, frozen: Frozen, batch: Starts, key: jax.Array, step: Array):
-        params, config = learner.acting(trained, frozen), adapters.bind(frozen.adapters).config
-        action, success = meet(params, frozen, batch, key, batch.video.shape[1] * length)
-        similarity = all_similarities(config, batch.video, action)
-        contrastive = info_nce(similarity, temperature or config.temperature)
-        return contrastive, {**paired(similarity), "rollout_success": success.mean()}
+        params, bound = learner.acting(trained, frozen), _bound(adapters, frozen)
+        done = meet(params, frozen, batch, key, batch.video.shape[1] * length)
+        similarity = all_similarities(bound.config, batch.video, bound.of_actions(done.actions))
+        contrastive = info_nce(similarity, temperature or bound.config.temperature)
+        return contrastive, {**paired(similarity), "rollout_success": done.success.mean()}
 
     return loss
 
 
+class Followed(NamedTuple):
+    """Whole episodes, beside what was imagined for them.
+
+    Attributes:
+      similarity: of what was done and what was imagined.
+      success: 1 where the instruction held at the end.
+      direction: cosine of the gradient of similarity and of what the expert would have changed, mean over chunks. 1:
+        who follows the gradient does what the expert would; 0: it says nothing about that.
+    """
+
+    similarity: Float[Array, "N"]
+    success: Float[Array, "N"]
+    direction: Float[Array, "N"]
+
+
 def whole_episodes(
     env: Tabletop, learner: Learner, adapters: Definition[Adapters], chunks: ActionCodec, view: ChunkView
-) -> Callable[[Any, Frozen, Starts, jax.Array], tuple[Float[Array, "N"], Float[Array, "N"]]]:
-    """Of every episode, how alike what was done and what was imagined are; and whether it ended in success.
+) -> Callable[[Any, Frozen, Starts, jax.Array], Followed]:
+    """What is returned takes the parameters of a policy as it acts.
 
-    What is returned takes the parameters of a policy as it acts. Episodes go on to their end, as they do when they are
-    judged; compared is the time that was imagined.
+    Episodes go on to their end, as they do when they are judged; compared is the time that was imagined.
     """
-    meet = _meeting(env, learner, adapters, chunks, view)
+    meet = _meeting(env, learner, chunks, view, advised=True)
 
-    def run(params: Any, frozen: Frozen, batch: Starts, key: jax.Array):
-        config = adapters.bind(frozen.adapters).config
-        action, success = meet(params, frozen, batch, key, env.episode_steps)
-        return jnp.diagonal(all_similarities(config, batch.video, action)), success
+    def run(params: Any, frozen: Frozen, batch: Starts, key: jax.Array) -> Followed:
+        bound, done = _bound(adapters, frozen), meet(params, frozen, batch, key, env.episode_steps)
+
+        def pairs(actions: Float[Array, "N T*M A"]) -> tuple[Array, Array]:
+            similarity = jnp.diagonal(all_similarities(bound.config, batch.video, bound.of_actions(actions)))
+            return similarity.sum(), similarity
+
+        slope, similarity = jax.grad(pairs, has_aux=True)(done.actions)
+        slope, way = (
+            rearrange(x, "n (t m) a -> n t (m a)", m=chunks.block) for x in (slope, done.advised - done.actions)
+        )
+        return Followed(similarity, done.success, jnp.sum(unit(slope) * unit(way), -1).mean(-1))
 
     return run
 
 
+class _Done(NamedTuple):
+    """Chunks as adapters see them, executed and as the expert would have done them; and how episodes ended."""
+
+    actions: Float[Array, "N T*M A"]
+    advised: Any
+    success: Float[Array, "N"]
+
+
 def _meeting(
-    env: Tabletop, learner: Learner, adapters: Definition[Adapters], chunks: ActionCodec, view: ChunkView
-) -> Callable:
-    """The action adapter's vectors of the time that was imagined, and success after ``steps`` steps."""
+    env: Tabletop,
+    learner: Learner,
+    chunks: ActionCodec,
+    view: ChunkView,
+    advised: bool = False,
+) -> Callable[[Any, Frozen, Starts, jax.Array, int], _Done]:
+    """What is done in the time that was imagined, and success after ``steps`` steps."""
     assert chunks.block is not None
     length = chunks.block
 
-    def meet(params: Any, frozen: Frozen, batch: Starts, key: jax.Array, steps: int):
-        bound = adapters.bind(jax.lax.stop_gradient(frozen.adapters))
+    def meet(params: Any, frozen: Frozen, batch: Starts, key: jax.Array, steps: int) -> _Done:
         given = () if batch.looks is None else (batch.looks,)
         states = jax.vmap(env.reset)(jax.random.wrap_key_data(batch.keys), *given)
         informed = WamParams(
@@ -247,14 +300,23 @@ def _meeting(
             embodiment=frozen.embodiment,
             misinform=jnp.asarray(False),
         )
-        rolled = jax.lax.stop_gradient(roll(env, learner, informed, states, steps, length, key))
-        count = batch.video.shape[1]
-        seen, notes = jax.tree.map(lambda x: x[:count], (rolled.seen, rolled.notes))
+        rolled = jax.lax.stop_gradient(roll(env, learner, informed, states, steps, length, key, advised))
+        seen, notes, advice = jax.tree.map(
+            lambda x: x[: batch.video.shape[1]], (rolled.seen, rolled.notes, rolled.advice)
+        )
         wanted = rearrange(learner.wanted(params, seen, notes), "t n m a -> n (t m) a")
         # What is executed counts, or the loss falls by motions that the robot cuts off; gradients are those of what is
         # wanted, so that a gripper's sign can turn.
         executed = jnp.asarray(chunks.encode(env.executed(jnp.asarray(chunks.decode(wanted)))))
-        done = view(wanted + jax.lax.stop_gradient(executed - wanted), jnp.swapaxes(seen.proprio, 0, 1))
-        return bound.of_actions(done), rolled.success
+        places = jnp.swapaxes(seen.proprio, 0, 1)
+        done = view(wanted + jax.lax.stop_gradient(executed - wanted), places)
+        if advice is not None:
+            advice = view(jnp.asarray(chunks.encode(rearrange(advice, "t n m a -> n (t m) a"))), places)
+        return _Done(done, advice, rolled.success)
 
     return meet
+
+
+def _bound(adapters: Definition[Adapters], frozen: Frozen) -> Adapters:
+    """They are not trained."""
+    return adapters.bind(jax.lax.stop_gradient(frozen.adapters))
