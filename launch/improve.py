@@ -25,8 +25,10 @@ from wam_jax.nn.lora import FACTORS, Lora, with_lora
 from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import PolicyParams
 from wam_jax.posttraining.adapters import Adapters
+from wam_jax.posttraining.corrected import CorrectedParams
 from wam_jax.posttraining.eyes import eyes_of, frame_channels
 from wam_jax.posttraining.online import (
+    Followed,
     Frozen,
     Learner,
     ResidualLearner,
@@ -54,8 +56,9 @@ class Tracking(NamedTuple):
     """Episodes from starts that were imagined and not learned from, to their end.
 
     Attributes:
-      similarity, direction: see ``posttraining.online.Followed``.
+      similarity: of what each did and what was imagined for it.
       success: whether it ended in success.
+      direction: of the policy that post-training began from, see ``posttraining.online.Followed``.
     """
 
     similarity: Float[np.ndarray, " K"]
@@ -111,13 +114,18 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
     run_job(config, work.data, directory, job)
     after = load_policy(directory, mesh)
     learner = dataclasses.replace(learner, policy=after.policy)  # type: ignore[type-var]
-    run, parts = compilation.jit(whole_episodes(work.env, learner, work.adapters, work.data.codec, work.view)), []
+    run = compilation.jit(whole_episodes(work.env, learner, work.adapters, work.data.codec, work.view))
+    untrained = base.params
+    if isinstance(after.params, CorrectedParams):
+        untrained = dataclasses.replace(after.params, residual=definition.init(jax.random.key(0)))
     others = range(numbers.trajectories, numbers.trajectories + numbers.tracked, numbers.batch_size)
+    found: list[tuple[Followed, Followed]] = []
     for start in console.progress(others, "episodes to their end"):
         rows, key = np.arange(start, start + numbers.batch_size), jax.random.fold_in(jax.random.key(config.seed), start)
-        parts.append(jax.tree.map(np.asarray, run(after.params, job.frozen, take(rows), key)))
-    similarity, success, direction = (np.concatenate(found) for found in zip(*parts, strict=True))
-    return Tracking(similarity, success > 0, direction)
+        both = (run(params, job.frozen, take(rows), key) for params in (untrained, after.params))
+        found.append(jax.tree.map(np.asarray, tuple(both)))
+    first, last = jax.tree.map(lambda *rows: np.concatenate(rows), *found)
+    return Tracking(last.similarity, last.success > 0, first.direction)
 
 
 def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None:

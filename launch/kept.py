@@ -3,15 +3,17 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from wam_jax.alone import alone_in
 
+Arrays = TypeVar("Arrays", bound=NamedTuple)
 
-def kept(path: Path, kind: Callable[..., Any], make: Callable[[], Any]) -> Any:
-    """The ``NamedTuple`` of arrays that ``make`` gives; from the file, if it is there. Written whole, or not at all."""
+
+def kept(path: Path, kind: Callable[..., Arrays], make: Callable[[], Arrays]) -> Arrays:
+    """What ``make`` gives; from the file, if it is there. Written whole, or not at all."""
     with alone_in(path.with_suffix("")):
         if not path.exists():
             unfinished = path.with_suffix(".unfinished.npz")

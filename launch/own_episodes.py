@@ -23,6 +23,7 @@ from wam_jax.tokenizers.tokenizer import Tokenizer
 from wam_jax.training.restore import Trained, fingerprint
 
 OWN_SEED = 3  # beyond config.posttrain.seed
+_AT_ONCE = 32
 
 
 def own_sequences(
@@ -38,26 +39,21 @@ def own_sequences(
             "config.posttrain.adapters.own_episodes is for tokenizers of single frames, and the world model's looks "
             "back; set it to 0"
         )
-    chunks = len(data.windows.frame_offsets) - 1
-    numbers, at_once = config.posttrain.adapters, config.posttrain.batch_size
-    asked = [
-        numbers.own_episodes,
-        numbers.own_noise,
-        config.posttrain.seed,
-        at_once,
-        data.codec.block,
-        chunks,
-        task.name,
-        task.shapes,
-    ]
-    key = hashlib.sha256(json.dumps([fingerprint(base), *asked]).encode()).hexdigest()[:12]
-    found: OwnEpisodes = kept(
-        directory / f"own_{key}.npz", OwnEpisodes, lambda: _wandered(config, base, task, env, data.codec, chunks)
+    chunks, numbers = len(data.windows.frame_offsets) - 1, config.posttrain.adapters
+    told = {
+        "episodes": numbers.own_episodes,
+        "noise": numbers.own_noise,
+        "seed": config.posttrain.seed,
+        "base": fingerprint(base),
+    }
+    key = hashlib.sha256(json.dumps([told, data.codec.block, chunks, task.name, task.shapes]).encode()).hexdigest()
+    found = kept(
+        directory / f"own_{key[:12]}.npz", OwnEpisodes, lambda: _wandered(config, base, task, env, data.codec, chunks)
     )
     frames = found.images
     if config.data.precompute_latents:
         encode = jax.jit(lambda tokenizer, images: tokenizer.encode(images))
-        parts = np.split(frames, range(at_once, len(frames), at_once))
+        parts = np.split(frames, range(_AT_ONCE, len(frames), _AT_ONCE))
         frames = np.concatenate([np.asarray(encode(tokenizer, part)) for part in parts])
     return OwnSequences(
         frames=frames,
@@ -65,7 +61,7 @@ def own_sequences(
         proprio=np.asarray(data.proprio.normalise(found.proprio), np.float32),
         text=jax.tree.map(lambda x: np.asarray(x)[found.instruction], task.text),
         embodiment=task.embodiment,
-        key=key,
+        told=told,
     )
 
 
@@ -73,15 +69,15 @@ def _wandered(
     config: ConfigDict, base: Trained, task: TaskText, env: Tabletop, codec: ActionCodec, chunks: int
 ) -> OwnEpisodes:
     """The episodes, from starts that neither post-training nor evaluation knows."""
-    numbers, at_once, seed = config.posttrain.adapters, config.posttrain.batch_size, config.posttrain.seed + OWN_SEED
+    numbers, seed = config.posttrain.adapters, config.posttrain.seed + OWN_SEED
     episodes = episodes_of(task, EvaluationConfig(episodes=numbers.own_episodes, seed=seed))
     run = compilation.jit(wander(env, Wanderer(base.policy, codec, numbers.own_noise), chunks))
     params = WamParams(
         policy=base.params, text=task.text, embodiment=jnp.asarray(task.embodiment), misinform=jnp.asarray(False)
     )
     parts = []
-    for start in console.progress(range(0, numbers.own_episodes, at_once), "the base's own episodes"):
-        keys, looks = jax.tree.map(lambda x, i=start: x[i : i + at_once], tuple(episodes))
-        found = run(params, keys, looks, jax.random.fold_in(jax.random.key(seed), start))
+    for start in console.progress(range(0, numbers.own_episodes, _AT_ONCE), "the base's own episodes"):
+        keys, looks = jax.tree.map(lambda x, i=start: x[i : i + _AT_ONCE], tuple(episodes))
+        found = run(params, keys, looks, jax.random.fold_in(jax.random.key(seed + 1), start))
         parts.append(jax.tree.map(np.asarray, found))
     return OwnEpisodes(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))

@@ -3,11 +3,11 @@
     wam posttrain --config configs/world2act/posttrain.py
     wam evaluate runs/world2act/posttrain --config.evaluation.execute=7
 
-Stage 1 learns, on demonstrations, where video and actions meet. Then the world model imagines from many starts. Stage 2
-runs the policy from the same starts in the simulator and trains what is added to it (`config.posttrain.method`: a
-residual, or LoRA's factors) until what it does is like what was imagined; or (`pixels`, the comparator of DreamGen) the
-policy imitates the imagined videos, with actions that inverse dynamics reads off them. Each stage is kept, and resumed
-where it was.
+Stage 1 learns where video and actions meet, on demonstrations and on what the policy does by itself. Then the world
+model imagines from many starts. Stage 2 runs the policy from the same starts in the simulator and trains what is added
+to it (`config.posttrain.method`: a residual, or LoRA's factors) until what it does is like what was imagined; or
+(`pixels`, the comparator of DreamGen) the policy imitates the imagined videos, with actions that inverse dynamics reads
+off them. Each stage is kept, and resumed where it was.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from wam_jax.training.metrics import read_metrics
 _FILMS, _FPS = 6, 8
 _TRACKED = {
     "similarity_tells_success": "similarity tells success: {:.2f} (chance: .50)",
-    "direction_of_gradient": "its gradient and what the expert would change: cosine {:.2f} (chance: 0)",
+    "direction_of_gradient": "its gradient at the start and what the expert would change: cosine {:.2f} (chance: 0)",
 }
 COLUMNS = ("policy", "success", "95% interval", "n")
 HELDOUT_COLUMNS = ("held-out windows", "similarity", "of others", "retrieval", "action error")
@@ -78,7 +78,7 @@ def posttrain(
 def tracking_figures(tracking: Tracking | None) -> dict[str, float]:
     """Mean similarity of episodes that end in success and of others, and how well it tells them apart (``ranking``).
 
-    And how far its gradient points to what the expert would do.
+    And whether the gradient that it began with points to what the expert would do.
     """
     if tracking is None:
         return {}
@@ -120,7 +120,7 @@ def _report(
         for chart in _curves(read_metrics(folder / "metrics.jsonl")):
             report.add_image(stage, chart)
     if tracked := tracking_figures(tracking):
-        report.add_figures(tracked, "Does similarity tell success?")
+        report.add_figures(tracked, "Does similarity tell success, its gradient what to do?")
         for name, what in _TRACKED.items():
             if name in tracked:
                 console.log(what.format(tracked[name]))

@@ -82,10 +82,11 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
         raise ConfigError(f"config.posttrain.imagination={numbers.imagination!r} is unknown (has: {known})")
     if not 0 <= numbers.adapters.hard_share <= 1:
         raise ConfigError(f"config.posttrain.adapters.hard_share={numbers.adapters.hard_share} is no share, 0 to 1")
-    if numbers.adapters.own_episodes % numbers.batch_size:
+    half = numbers.adapters.batch_size // 2
+    if numbers.adapters.own_episodes and (half < 1 or numbers.adapters.own_episodes % half):  # nor twice in a batch
         raise ConfigError(
-            f"config.posttrain.adapters.own_episodes={numbers.adapters.own_episodes} is no multiple of "
-            f"config.posttrain.batch_size={numbers.batch_size}"
+            f"config.posttrain.adapters.own_episodes={numbers.adapters.own_episodes} is no multiple of {half}, half of "
+            "config.posttrain.adapters.batch_size"
         )
     for name in ("trajectories", "tracked"):
         if numbers[name] < 1 or numbers.batch_size < 2 or numbers[name] % numbers.batch_size:
@@ -239,6 +240,7 @@ def _schedule(config: ConfigDict, env: Tabletop, world: Trained) -> tuple[tuple[
 def _sequences(config: ConfigDict, chunk: int, frames: int) -> ConfigDict:
     """The data as sequences of chunks, from an episode's start."""
     found = config.data.copy_and_resolve_references()
+    found.depth_cameras, found.value_discount = (), 0.0  # streams are not for adapters
     found.frame_steps = tuple(chunk * number for number in range(frames + 1))
     found.action_horizon, found.action_block = chunk * frames, chunk
     return found
@@ -275,9 +277,11 @@ def train_adapters(
     latents = encode_dataset(data, tokenizer) if config.data.precompute_latents else None
 
     def batches() -> grain.DatasetIterator:
-        half = numbers.batch_size // 2 if own else 0
-        shown = data.batches(numbers.batch_size - half, config.seed, latents, alike=numbers.hard_share)
-        return SideBySide(endless(len(own), half, config.seed, own.batch), shown) if own else shown
+        if own is None:
+            return data.batches(numbers.batch_size, config.seed, latents, alike=numbers.hard_share)
+        half = numbers.batch_size // 2
+        shown = data.batches(numbers.batch_size - half, config.seed, latents, alike=min(2 * numbers.hard_share, 1.0))
+        return SideBySide(endless(len(own), half, config.seed, own.batch), shown)
 
     job = Job(
         name="adapters",
@@ -296,7 +300,7 @@ def train_adapters(
             **({"world": fingerprint(world)} if sizes.video == "features" else {}),
             "view": view.to_dict(),
             "elsewhere": [numbers.elsewhere, numbers.elsewhere_metres],
-            **({"own": own.key} if own else {}),
+            **({"own": own.told} if own else {}),
         },
         frozen=jax.device_put(eyes_of(sizes, world), replicated(mesh)),
         alike=numbers.hard_share,

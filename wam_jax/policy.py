@@ -79,7 +79,7 @@ class Policy:
         layout = self.definition.bind(self.definition.shapes()).layout
         return layout.actions_per_block if layout.autoregressive else None
 
-    def executed(self, policy_state: PolicyState | None, actions: Float[Array, "B k A"]) -> PolicyState | None:
+    def remembering(self, policy_state: PolicyState | None, actions: Float[Array, "B k A"]) -> PolicyState | None:
         """The memory, once other (raw) actions are executed than those that ``act`` gave with it."""
         if policy_state is None:
             return None

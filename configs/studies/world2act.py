@@ -6,7 +6,9 @@
 World2Act (arXiv 2603.10422) finds a residual that is trained on latents better than the policy it starts from, than
 LoRA on the same loss, and than imitating the same videos with guessed actions. All arms of a seed start from the same
 base policy and meet the same imagined videos; "expert" has the scripted expert's in their place, which shows what the
-method does with a world model without fault; "demonstrations" has twice the labelled ones instead.
+method does with a world model without fault; "shown" the same with adapters that learned on demonstrations alone, as
+the paper's; "demonstrations" has twice the labelled ones instead. Inverse dynamics ("pixels") learns on the base's own
+episodes, too.
 """
 
 from ml_collections import ConfigDict
@@ -34,6 +36,12 @@ def get_config() -> ConfigDict:
             "base": {"before": before, "posttrain.method": "base"},
             "residual": {"before": before},
             "expert": {"before": before, "posttrain.imagination": "expert"},
+            "shown": {
+                "before": before,
+                "posttrain.imagination": "expert",
+                "posttrain.adapters.own_episodes": 0,
+                "posttrain.adapters.batch_size": 32,
+            },
             "pooled": {"before": before, "posttrain.adapters.options.similarity": "pooled"},
             "few": {"before": before, "posttrain.trajectories": 128},
             "lora": {"before": before, "posttrain.method": "lora", "train.lora.rank": 16},
@@ -49,5 +57,9 @@ def get_config() -> ConfigDict:
     )
     others = ("base", "expert", "pooled", "few", "lora", "pixels", "demonstrations")
     from_base = ("expert", "lora", "pixels", "demonstrations")
-    config.compare = (*(("residual", other) for other in others), *((arm, "base") for arm in from_base))
+    config.compare = (
+        *(("residual", other) for other in others),
+        *((arm, "base") for arm in from_base),
+        ("expert", "shown"),
+    )
     return config

@@ -25,6 +25,7 @@ SHORT = (
 STAGES = (
     "--config.posttrain.world=", "--config.posttrain.trajectories=16", "--config.posttrain.batch_size=8",
     "--config.posttrain.windows=(2,)", "--config.posttrain.adapters.batch_size=8",
+    "--config.posttrain.adapters.own_episodes=8",
     "--config.posttrain.adapters.optimizer.steps=10", "--config.posttrain.optimizer.steps=4",
     "--config.train.lora.rank=2", "--config.train.score.every=4", "--config.train.score.episodes=8",
     "--config.evaluation.episodes=8", "--config.evaluation.batch_size=8",
@@ -58,7 +59,7 @@ def test_both_stages_and_a_policy_that_acts(base, tmp_path, method):
     made = [path.stat().st_mtime_ns for path in (imagined, *(tmp_path / "run").rglob("commit_success.txt"))]
     assert main(whole) == 0  # all of it is found
     assert made == [path.stat().st_mtime_ns for path in (imagined, *(tmp_path / "run").rglob("commit_success.txt"))]
-    with pytest.raises(CheckpointError, match=r"posttrain.seed=5000, this run has 6000"):
+    with pytest.raises(CheckpointError, match=r"seed=5000, this run has 6000"):
         main(["--debug", *whole, "--config.posttrain.seed=6000"])
     out = ["--out", str(tmp_path / "evaluation"), "--config.evaluation.episodes=8", "--config.evaluation.batch_size=8"]
     assert main(["evaluate", str(tmp_path / "run"), *out, "--config.evaluation.films=1"]) == 0

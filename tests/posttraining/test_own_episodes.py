@@ -56,7 +56,7 @@ def test_they_stand_beside_demonstrations():
             proprio=random.normal(size=(count, frames, 7)).astype(np.float32),
             text=text,
             embodiment=0,
-            key="",
+            told={},
         )
 
     own, others = sequences(5, 1.0), sequences(6, 2.0)
@@ -87,4 +87,4 @@ def test_where_the_hand_is_told_to_be_is_where_its_actions_lead(fast_wam):
     moved = UNIT * np.asarray(found.actions)[..., :3].reshape(EPISODES, CHUNKS, block, 3).sum(2)
     commanded = np.asarray(found.proprio)[..., 3:6]
     inside = np.abs(commanded[:, 1:] - commanded[:, :-1] - moved).max(-1) < 1e-4
-    assert inside.any()  # but for chunks that the edge of the workspace cuts
+    assert inside.mean() >= 0.5  # all but chunks that the edge of the workspace cuts

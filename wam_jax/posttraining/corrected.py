@@ -82,7 +82,7 @@ class CorrectedPolicy(Policy):
         encoded = jnp.asarray(self.chunks.encode(base))
         moved = self.chunks.decode(self.wanted(params, base, observation)) - self.chunks.decode(encoded)
         actions = base + jnp.asarray(moved)
-        return actions, self.executed(policy_state, actions)
+        return actions, self.remembering(policy_state, actions)
 
     def wanted(
         self, params: CorrectedParams, base: Float[Array, "B M A"], observation: Observation

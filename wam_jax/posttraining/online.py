@@ -184,8 +184,8 @@ def roll(
         return policy.init_state(params.policy, observe(env, params, states))
 
     def advise(states: SimState, _: None) -> tuple[SimState, Array]:
-        states = jax.vmap(env.step)(states, jax.vmap(env.expert)(states))
-        return states, states.applied_action
+        action = jax.vmap(env.expert)(states)
+        return jax.vmap(env.step)(states, action), env.executed(action)
 
     def act(params: WamParams, memory: PolicyState | None, states: SimState, passed: Stage, key: jax.Array):
         seen = observe(env, params, states, passed, policy.images(params.policy))
@@ -238,8 +238,8 @@ class Followed(NamedTuple):
     Attributes:
       similarity: of what was done and what was imagined.
       success: 1 where the instruction held at the end.
-      direction: cosine of the gradient of similarity and of what the expert would have changed, mean over chunks. 1:
-        who follows the gradient does what the expert would; 0: it says nothing about that.
+      direction: cosine of the gradient of similarity and of what the expert would have changed, mean over chunks by how
+        much that is. 1: who follows the gradient does what the expert would; 0: it says nothing about that.
     """
 
     similarity: Float[Array, "N"]
@@ -264,10 +264,13 @@ def whole_episodes(
             return similarity.sum(), similarity
 
         slope, similarity = jax.grad(pairs, has_aux=True)(done.actions)
+        assert done.advised is not None
+        way = done.advised - done.actions
         slope, way = (
-            rearrange(x, "n (t m) a -> n t (m a)", m=chunks.block) for x in (slope, done.advised - done.actions)
+            rearrange(jnp.where(view.shown, x, 0.0), "n (t m) a -> n t (m a)", m=chunks.block) for x in (slope, way)
         )
-        return Followed(similarity, done.success, jnp.sum(unit(slope) * unit(way), -1).mean(-1))
+        direction = jnp.sum(unit(slope) * way, (1, 2)) / jnp.maximum(jnp.linalg.norm(way, axis=-1).sum(-1), 1e-6)
+        return Followed(similarity, done.success, direction)
 
     return run
 
@@ -276,7 +279,7 @@ class _Done(NamedTuple):
     """Chunks as adapters see them, executed and as the expert would have done them; and how episodes ended."""
 
     actions: Float[Array, "N T*M A"]
-    advised: Any
+    advised: Float[Array, "N T*M A"] | None
     success: Float[Array, "N"]
 
 

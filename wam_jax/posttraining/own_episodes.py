@@ -2,8 +2,7 @@
 
 Adapters that know demonstrations alone have seen nothing of what a policy does wrong. They still tell its successes
 from its failures, but what they are moved by in its actions is hardly what is wrong with them: along their gradient
-similarity grows, and the hand comes no nearer (see configs/studies/README.md). The simulator shows what any action
-leads to, without reward or label.
+similarity grows, and the hand comes no nearer. The simulator shows what any action leads to, without reward or label.
 """
 
 import dataclasses
@@ -31,7 +30,7 @@ class OwnEpisodes(NamedTuple):
     """Attributes:
 
     images, proprio: at the start, and after each of ``T`` chunks; proprioception is raw.
-    actions: raw, as they were executed.
+    actions: raw; what of them is executed where nothing is in the way.
     instruction: index into the environment's instructions.
     """
 
@@ -48,7 +47,8 @@ class Wanderer:
     Attributes:
       policy: whose actions are moved, chunk by chunk.
       chunks: of what length; which dimensions hold motion, the others are left alone.
-      noise: how far a step is moved at most, in raw actions; each chunk has a share of it, and a direction.
+      noise: how far steps are moved, in raw actions: each chunk has a direction and a share of it, each step a little
+        jitter.
     """
 
     policy: Policy
@@ -67,7 +67,11 @@ class Wanderer:
         moved = moved + _JITTER * jax.random.normal(jitter, actions.shape)
         moved = self.noise * jax.random.uniform(share, (count, 1, 1)) * moved
         actions = actions + jnp.where(self.chunks.cumulative, moved, 0.0)
-        return actions, self.policy.executed(policy_state, actions), actions
+        if self.chunks.limit is not None:
+            actions = jnp.where(
+                self.chunks.cumulative, jnp.clip(actions, -self.chunks.limit, self.chunks.limit), actions
+            )
+        return actions, self.policy.remembering(policy_state, actions), actions
 
 
 def wander(
@@ -100,7 +104,7 @@ class OwnSequences:
       actions, proprio: normalised.
       text: features of each episode's instruction.
       embodiment: number of the robot.
-      key: tells them from others.
+      told: what tells them from others.
     """
 
     frames: Any
@@ -108,7 +112,7 @@ class OwnSequences:
     proprio: Float[np.ndarray, "K T+1 P"]
     text: Text
     embodiment: int
-    key: str
+    told: dict[str, Any]
 
     def __len__(self) -> int:
         return len(self.frames)
