@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.transforms import Affine
 from wam_jax.policy import PolicyParams
 from wam_jax.posttraining.own_episodes import OwnSequences, Wanderer, wander
 from wam_jax.posttraining.pseudo_actions import SideBySide, endless
@@ -81,6 +82,9 @@ def test_where_the_hand_is_told_to_be_is_where_its_actions_lead(fast_wam):
         embodiment=jnp.asarray(0),
         misinform=jnp.asarray(False),
     )
+    # Motions so small that the command does not run ahead of the hand by more than it may.
+    small = Affine(np.zeros(4, np.float32), np.float32([0.3, 0.3, 0.3, 1]))
+    base = dataclasses.replace(base, codec=dataclasses.replace(base.codec, affine=small))
     run = compilation.jit(wander(env, Wanderer(base, policy.chunks, 0.3), CHUNKS))
     found = run(informed, jax.random.split(jax.random.key(0), EPISODES), None, jax.random.key(1))
     assert found.images.shape[:2] == (EPISODES, CHUNKS + 1)
