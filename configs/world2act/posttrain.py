@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.posttrain.adapters.own_episodes = 1024
     config.posttrain.adapters.batch_size = 64
     config.posttrain.windows = (1,)
-    config.posttrain.optimizer.steps = 900
+    config.posttrain.optimizer.steps = 600
     config.posttrain.trajectories = 1024
     config.train.save_every = 100
     return config

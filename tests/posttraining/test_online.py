@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.transforms import Affine
 from wam_jax.policy import PolicyParams
 from wam_jax.posttraining.chunk_view import ChunkView
-from wam_jax.posttraining.online import Frozen, ResidualLearner, Starts, online_loss, roll
+from wam_jax.posttraining.online import Frozen, ResidualLearner, Starts, agreement, online_loss, roll
 from wam_jax.sim import compilation
 from wam_jax.sim.rollout import WamParams
 from wam_jax.sim.tabletop import Tabletop
@@ -63,3 +63,19 @@ def test_a_residual_learns_to_do_what_the_video_shows(fast_wam):
         trained, state, value = run(trained, state)
         found.append(float(value))
     assert found[-1] < 0.8 * found[0]
+
+
+def test_a_gradient_agrees_with_what_would_be_changed_as_far_as_it_points_there():
+    random = np.random.default_rng(0)
+    way = random.normal(size=(3, 2 * 4, 3)).astype(np.float32)
+    way[..., 2] = 0.0  # not compared
+    other = np.where(way != 0, 0.0, random.normal(size=way.shape)).astype(np.float32)
+    np.testing.assert_allclose(agreement(5 * way + other, way, 4), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(agreement(-0.1 * way + other, way, 4), -1.0, rtol=1e-5)
+    across = np.stack([-way[..., 1], way[..., 0], way[..., 2]], -1)
+    np.testing.assert_allclose(agreement(across, way, 4), 0.0, atol=1e-6)
+    np.testing.assert_array_equal(agreement(way, np.zeros_like(way), 4), 0.0)
+    # Its first half agrees, its second is opposite, and three times as long.
+    mixed = np.concatenate([way[:, :4], -way[:, :4]], 1)
+    longer = np.concatenate([way[:, :4], 3 * way[:, :4]], 1)
+    np.testing.assert_allclose(agreement(mixed, longer, 4), (1 - 3) / 4, rtol=1e-5)

@@ -265,14 +265,21 @@ def whole_episodes(
 
         slope, similarity = jax.grad(pairs, has_aux=True)(done.actions)
         assert done.advised is not None
-        way = done.advised - done.actions
-        slope, way = (
-            rearrange(jnp.where(view.shown, x, 0.0), "n (t m) a -> n t (m a)", m=chunks.block) for x in (slope, way)
-        )
-        direction = jnp.sum(unit(slope) * way, (1, 2)) / jnp.maximum(jnp.linalg.norm(way, axis=-1).sum(-1), 1e-6)
-        return Followed(similarity, done.success, direction)
+        assert chunks.block is not None
+        return Followed(similarity, done.success, agreement(slope, done.advised - done.actions, chunks.block))
 
     return run
+
+
+def agreement(slope: Float[Array, "N T*M A"], way: Float[Array, "N T*M A"], chunk: int) -> Float[Array, "N"]:
+    """Cosine of both, chunk by chunk, and its mean over chunks by the length of ``way``.
+
+    Numbers that are zero all along a chunk's ``way`` are not compared.
+    """
+    slope, way = (rearrange(x, "n (t m) a -> n t m a", m=chunk) for x in (slope, way))
+    slope = jnp.where((way != 0).any(2, keepdims=True), slope, 0.0)
+    along = jnp.sum(unit(rearrange(slope, "n t m a -> n t (m a)")) * rearrange(way, "n t m a -> n t (m a)"), (1, 2))
+    return along / jnp.maximum(jnp.linalg.norm(way, axis=(2, 3)).sum(-1), 1e-6)
 
 
 class _Done(NamedTuple):
