@@ -20,7 +20,6 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.base = agra.get_config()
     config.base.alignment.variant = "none"
-    config.base.model.options.video_batch_share = 1.0
     config.base.evaluation.films = 0
     # Few demonstrations, not few steps, keep the base from succeeding always: with 400 of each task it goes from .24 at
     # 600 steps to .75 at 800, which would tell arms apart by when they get there. With 80: .41, with 160: .71. (Of
