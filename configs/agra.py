@@ -27,7 +27,6 @@ def get_config() -> ConfigDict:
             "noise": "logit_normal",
             "action_draws": 4,
             "action_layers": 3,  # each reads one of the video's three
-            "video_batch_share": 1.0,  # with a quarter, success is half as high after as many steps
             "video_loss_weight": 0.3,
             "context_noise": 0.05,
         }

@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
     config.data.action_key = "action"
     config.data.proprio_key = "proprio"
     config.data.frame_steps = (0, 8)  # control steps of the frames; the first is now
+    config.data.starts = 0  # windows start at so many first steps of an episode only; 0: at all of them
     config.data.action_horizon = 12
     config.data.action_block = 0  # displacements start anew so often (causal models); 0: once a chunk
     config.data.cumulative = (True, True, True, False)  # action dimensions that are deltas, learned as displacements
@@ -135,7 +136,7 @@ def get_config() -> ConfigDict:
             "skills": False,  # tell the world model each skill in its own words, as one trained on skills needs
             "windows": (),  # of the world model, for each skill; empty: as long as the expert takes, in the median
             "trajectories": 256,  # imagined, each from a start of its own
-            "tracked": 64,  # more of them, to see on whether similarity tells success
+            "tracked": 64,  # more of them, to see on what similarity and its gradient tell
             "batch_size": 32,  # episodes beside each other, each the others' negative
             "seed": 5000,  # of the starts; not that of any evaluation
         }
@@ -145,7 +146,7 @@ def get_config() -> ConfigDict:
         {
             "preset": "latents",  # latents | features (of the world model's hidden tokens; wider adapters)
             "batch_size": 32,
-            "hard_share": 0.25,
+            "hard_share": 0.25,  # of a batch: demonstrations of one instruction, harder to tell apart
             # See posttraining/chunk_view.py: columns of proprioception in which displacements begin (empty: they are
             # compared as they are), what a raw action of 1 moves these by, dimensions that are not compared.
             "position": (),

@@ -1,9 +1,11 @@
 """The training input: shuffled windows of one or more datasets, read by threads, as an endless stream of batches."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from data_pipelines.batches import BatchAssembler, LatentSource, Sample, TextTable
@@ -134,3 +136,30 @@ def fixed_windows(
         assembler(samples) for assembler, samples in zip(of_window, zip(*found, strict=True), strict=True)
     )
     return dataclasses.replace(batch, images=others[0].images) if others else batch
+
+
+def endless(count: int, batch_size: int, seed: int, take: Callable[[Any], Any]) -> grain.DatasetIterator:
+    """Batches that ``take`` makes of row numbers, in an order of their own every epoch."""
+    order = grain.MapDataset.range(count).shuffle(seed).repeat()
+    return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0)).batch(batch_size, batch_fn=take))
+
+
+class SideBySide(grain.DatasetIterator[Batch]):
+    """Batches of which the first rows come from one iterator, the rest from another."""
+
+    def __init__(self, first: grain.DatasetIterator[Batch], second: grain.DatasetIterator[Batch]):
+        super().__init__()
+        self._both = first, second
+
+    def __next__(self) -> Batch:
+        first, second = map(next, self._both)
+        return jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
+
+    def get_state(self) -> dict[str, Any]:
+        """Of both."""
+        return {str(number): iterator.get_state() for number, iterator in enumerate(self._both)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Of both."""
+        for number, iterator in enumerate(self._both):
+            iterator.set_state(state[str(number)])

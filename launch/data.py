@@ -120,6 +120,7 @@ def open_data(config: ConfigDict) -> Data:
         frame_offsets=tuple(config.frame_steps),
         action_horizon=config.action_horizon,
         image_size=tuple(config.image_size),
+        starts=config.starts or None,
         action_key=config.action_key,
         proprio_key=config.proprio_key,
     )

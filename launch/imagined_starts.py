@@ -17,7 +17,7 @@ from launch.kept import kept
 from wam_jax import console
 from wam_jax.evaluation.success import Episodes, EvaluationConfig, TaskText, episodes_of
 from wam_jax.sim import compilation
-from wam_jax.sim.rollout import draw, rollout, scripted_actor
+from wam_jax.sim.rollout import draw, reset, rollout, scripted_actor
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.sim.tasks import skill_text
 from wam_jax.tokenizers.tokenizer import Tokenizer
@@ -89,13 +89,13 @@ def _imagined_videos(
     """
 
     def start(keys: jax.Array, looks: Any):
-        states = jax.vmap(env.reset)(keys, *(() if looks is None else (looks,)))
+        states = reset(env, keys, looks)
         return jax.vmap(env.draw)(jax.vmap(env.stage)(states)), jax.vmap(env.proprio)(states), states.instruction
 
-    reset = compilation.jit(start)
+    begin = compilation.jit(start)
 
     def make(starts: Any, number: int) -> Imagined:
-        images, proprio, instruction = reset(*starts)
+        images, proprio, instruction = begin(*starts)
         plan = [tuple(window[i] for i in np.asarray(instruction)) for window in words]
         noise = jax.random.fold_in(jax.random.key(seed), number)
         future, latents = imagine(world, np.asarray(images), proprio, embodiment, plan, noise)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
+from data_pipelines.loader import SideBySide, endless
 from launch.config import ConfigError, to_plain
 from launch.data import open_data
 from launch.imagined_starts import Imagined, starts_of
@@ -23,21 +24,21 @@ from wam_jax import console
 from wam_jax.evaluation.success import EvaluationConfig, closed_loop_score
 from wam_jax.nn.lora import FACTORS, Lora, with_lora
 from wam_jax.nn.module import Definition, Params
-from wam_jax.policy import PolicyParams
+from wam_jax.policy import Policy, PolicyParams
 from wam_jax.posttraining.adapters import Adapters
-from wam_jax.posttraining.corrected import CorrectedParams
 from wam_jax.posttraining.eyes import eyes_of, frame_channels
 from wam_jax.posttraining.online import (
-    Followed,
+    Follow,
     Frozen,
     Learner,
     ResidualLearner,
     Starts,
     WholeLearner,
+    gradient_directions,
     online_loss,
     whole_episodes,
 )
-from wam_jax.posttraining.pseudo_actions import PseudoDemonstrations, SideBySide, endless
+from wam_jax.posttraining.pseudo_actions import PseudoDemonstrations
 from wam_jax.posttraining.residual import ResidualConfig
 from wam_jax.posttraining.restore import define_correction, load_policy
 from wam_jax.sharding import replicated
@@ -53,12 +54,12 @@ _AT_ONCE = 32  # imagined videos that are looked at
 
 
 class Tracking(NamedTuple):
-    """Episodes from starts that were imagined and not learned from, to their end.
+    """Episodes from starts that were imagined and not learned from.
 
     Attributes:
-      similarity: of what each did and what was imagined for it.
+      similarity: of what the improved policy did and what was imagined.
       success: whether it ended in success.
-      direction: of the policy that post-training began from, see ``posttraining.online.Followed``.
+      direction: before, of the gradient: see ``posttraining.online.gradient_directions``.
     """
 
     similarity: Float[np.ndarray, " K"]
@@ -111,21 +112,26 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
         batches=lambda: endless(numbers.trajectories, numbers.batch_size, config.seed, take),
         score=_score(config, work, learner, frozen, mesh) if config.train.score.every else None,
     )
+    others = range(numbers.trajectories, numbers.trajectories + numbers.tracked, numbers.batch_size)
+
+    def track(measure: Callable[..., Follow], policy: Policy, params: Any, what: str) -> Any:
+        follows = dataclasses.replace(learner, policy=policy)  # type: ignore[type-var]
+        run = compilation.jit(measure(work.env, follows, work.adapters, work.data.codec, work.view))
+        found = []
+        for start in console.progress(others, what):
+            rows = np.arange(start, start + numbers.batch_size)
+            key = jax.random.fold_in(jax.random.key(config.seed), start)
+            found.append(jax.tree.map(np.asarray, run(params, job.frozen, take(rows), key)))
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *found)
+
+    untrained = base.params if lora else learner.acting(definition.init(jax.random.key(0)), frozen)
+    before = base.policy if lora else learner.policy
+    direction = track(gradient_directions, before, untrained, "direction of the gradient")
+    console.log(f"gradient of similarity and what the expert would change: cosine {direction.mean():.2f} (chance: 0)")
     run_job(config, work.data, directory, job)
     after = load_policy(directory, mesh)
-    learner = dataclasses.replace(learner, policy=after.policy)  # type: ignore[type-var]
-    run = compilation.jit(whole_episodes(work.env, learner, work.adapters, work.data.codec, work.view))
-    untrained = base.params
-    if isinstance(after.params, CorrectedParams):
-        untrained = dataclasses.replace(after.params, residual=definition.init(jax.random.key(0)))
-    others = range(numbers.trajectories, numbers.trajectories + numbers.tracked, numbers.batch_size)
-    found: list[tuple[Followed, Followed]] = []
-    for start in console.progress(others, "episodes to their end"):
-        rows, key = np.arange(start, start + numbers.batch_size), jax.random.fold_in(jax.random.key(config.seed), start)
-        both = (run(params, job.frozen, take(rows), key) for params in (untrained, after.params))
-        found.append(jax.tree.map(np.asarray, tuple(both)))
-    first, last = jax.tree.map(lambda *rows: np.concatenate(rows), *found)
-    return Tracking(last.similarity, last.success > 0, first.direction)
+    followed = track(whole_episodes, after.policy, after.params, "episodes to their end")
+    return Tracking(followed.similarity, followed.success > 0, direction)
 
 
 def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None:

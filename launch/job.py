@@ -42,7 +42,6 @@ class Job:
       tokenizer: saved with the parameters, so that they can act; None: it is found by its name, or there is none.
       latents: of all frames, where they were encoded ahead.
       windows: other windows than the data's.
-      alike: share of every batch that has one instruction, in different episodes.
       batches: endless, instead of the data's windows.
       source: where parameters come from; None: from their random start.
       remedies: what to try where memory does not suffice.
@@ -57,7 +56,6 @@ class Job:
     tokenizer: Tokenizer | None = None
     latents: list[LatentSource] | None = None
     windows: WindowSpec | None = None
-    alike: float = 0.0
     batches: Callable[[], grain.DatasetIterator] | None = None
     source: ParamSource | None = None
     remedies: Callable[[], list[Remedy]] = list
@@ -91,7 +89,6 @@ def run_job(config: ConfigDict, data: Data, directory: Path, job: Job) -> TrainS
         "batch_size": job.batch_size,
         "data": _data_identity(data),
         **({"processes": jax.process_count()} if jax.process_count() > 1 else {}),  # each has its own place in the data
-        **({"alike": job.alike} if job.alike else {}),
         "seed": config.seed,
     }
     meta = {"identity": identity, "config": to_plain(config), "statistics": data.statistics.to_dict()}
@@ -129,7 +126,7 @@ def check_parts(batch_size: int, parts: int, mesh: Mesh) -> None:
 def _batches(config: ConfigDict, data: Data, job: Job) -> grain.DatasetIterator:
     if job.batches is not None:
         return job.batches()
-    return data.batches(job.batch_size, config.seed, job.latents, job.windows, job.alike, batch_part(job.trainer.mesh))
+    return data.batches(job.batch_size, config.seed, job.latents, job.windows, part=batch_part(job.trainer.mesh))
 
 
 def _compile(config: ConfigDict, data: Data, job: Job) -> Any:

@@ -3,9 +3,9 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -13,17 +13,30 @@ from data_pipelines.transforms import ActionCodec
 from launch.config import ConfigError
 from launch.data import Data
 from launch.kept import kept
+from launch.tokenizers import tokenizer_key
 from wam_jax import console
-from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of
-from wam_jax.posttraining.own_episodes import OwnEpisodes, OwnSequences, Wanderer, wander
+from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, informed
+from wam_jax.posttraining.own_episodes import NoisyPerformer, OwnEpisodes, own_episodes
 from wam_jax.sim import compilation
-from wam_jax.sim.rollout import WamParams
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.tokenizers.tokenizer import Tokenizer
+from wam_jax.tokenizers.visual import encode_in_parts
 from wam_jax.training.restore import Trained, fingerprint
+from wam_jax.types import Batch
 
 OWN_SEED = 3  # beyond config.posttrain.seed
 _AT_ONCE = 32
+
+
+class OwnSequences(NamedTuple):
+    """Attributes:
+
+    sequences: all of them, normalised, as those of demonstrations are.
+    told: what tells them from others.
+    """
+
+    sequences: Batch
+    told: dict[str, Any]
 
 
 def own_sequences(
@@ -40,44 +53,57 @@ def own_sequences(
             "back; set it to 0"
         )
     chunks, numbers = len(data.windows.frame_offsets) - 1, config.posttrain.adapters
+    seen = tokenizer if config.data.precompute_latents else None
     told = {
         "episodes": numbers.own_episodes,
         "noise": numbers.own_noise,
         "seed": config.posttrain.seed,
         "base": fingerprint(base),
     }
-    key = hashlib.sha256(json.dumps([told, data.codec.block, chunks, task.name, task.shapes]).encode()).hexdigest()
-    found = kept(
-        directory / f"own_{key[:12]}.npz", OwnEpisodes, lambda: _wandered(config, base, task, env, data.codec, chunks)
-    )
-    frames = found.images
-    if config.data.precompute_latents:
-        encode = jax.jit(lambda tokenizer, images: tokenizer.encode(images))
-        parts = np.split(frames, range(_AT_ONCE, len(frames), _AT_ONCE))
-        frames = np.concatenate([np.asarray(encode(tokenizer, part)) for part in parts])
-    return OwnSequences(
-        frames=frames,
-        actions=np.asarray(data.codec.encode(found.actions), np.float32),
-        proprio=np.asarray(data.proprio.normalise(found.proprio), np.float32),
-        text=jax.tree.map(lambda x: np.asarray(x)[found.instruction], task.text),
-        embodiment=task.embodiment,
-        told=told,
-    )
+    decides = [told, data.codec.to_dict(), chunks, task.name, task.shapes, seen and tokenizer_key(seen)]
+    key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+
+    def make() -> OwnEpisodes:
+        return _own_episodes(config, base, task, env, data.codec, chunks, seen)
+
+    found = kept(directory / f"own_{key[:12]}.npz", OwnEpisodes, make)
+    return OwnSequences(_as_batch(found, task, data), told)
 
 
-def _wandered(
-    config: ConfigDict, base: Trained, task: TaskText, env: Tabletop, codec: ActionCodec, chunks: int
+def _as_batch(found: OwnEpisodes, task: TaskText, data: Data) -> Batch:
+    pictures = found.frames.dtype == np.uint8
+    actions = np.asarray(data.codec.encode(found.actions), np.float32)
+    proprio = np.asarray(data.proprio.normalise(found.proprio), np.float32)
+    arrays: dict[str, Any] = {
+        "images": found.frames if pictures else None,
+        "latents": None if pictures else found.frames,
+        "image_mask": np.ones(found.frames.shape[:3], bool),
+        "actions": actions,
+        "action_mask": np.ones(actions.shape, bool),
+        "proprio": proprio,
+        "proprio_mask": np.ones(proprio.shape, bool),
+        "embodiment": np.full(len(actions), task.embodiment, np.int32),
+    }
+    return Batch(text=jax.tree.map(lambda x: np.asarray(x)[found.instruction], task.text), **arrays)
+
+
+def _own_episodes(
+    config: ConfigDict,
+    base: Trained,
+    task: TaskText,
+    env: Tabletop,
+    codec: ActionCodec,
+    chunks: int,
+    tokenizer: Tokenizer | None,
 ) -> OwnEpisodes:
-    """The episodes, from starts that neither post-training nor evaluation knows."""
+    """The episodes, from starts that neither post-training nor evaluation knows; None: pictures as they are."""
     numbers, seed = config.posttrain.adapters, config.posttrain.seed + OWN_SEED
     episodes = episodes_of(task, EvaluationConfig(episodes=numbers.own_episodes, seed=seed))
-    run = compilation.jit(wander(env, Wanderer(base.policy, codec, numbers.own_noise), chunks))
-    params = WamParams(
-        policy=base.params, text=task.text, embodiment=jnp.asarray(task.embodiment), misinform=jnp.asarray(False)
-    )
+    run = compilation.jit(own_episodes(env, NoisyPerformer(base.policy, codec, numbers.own_noise), chunks))
     parts = []
     for start in console.progress(range(0, numbers.own_episodes, _AT_ONCE), "the base's own episodes"):
         keys, looks = jax.tree.map(lambda x, i=start: x[i : i + _AT_ONCE], tuple(episodes))
-        found = run(params, keys, looks, jax.random.fold_in(jax.random.key(seed + 1), start))
+        found = run(informed(task, base.params), keys, looks, jax.random.fold_in(jax.random.key(seed + 1), start))
         parts.append(jax.tree.map(np.asarray, found))
-    return OwnEpisodes(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
+    whole = OwnEpisodes(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
+    return whole if tokenizer is None else whole._replace(frames=np.asarray(encode_in_parts(tokenizer, whole.frames)))

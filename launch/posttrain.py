@@ -33,10 +33,6 @@ from wam_jax.serving.remote import is_address
 from wam_jax.training.metrics import read_metrics
 
 _FILMS, _FPS = 6, 8
-_TRACKED = {
-    "similarity_tells_success": "similarity tells success: {:.2f} (chance: .50)",
-    "direction_of_gradient": "its gradient at the start and what the expert would change: cosine {:.2f} (chance: 0)",
-}
 COLUMNS = ("policy", "success", "95% interval", "n")
 HELDOUT_COLUMNS = ("held-out windows", "similarity", "of others", "retrieval", "action error")
 
@@ -121,9 +117,8 @@ def _report(
             report.add_image(stage, chart)
     if tracked := tracking_figures(tracking):
         report.add_figures(tracked, "Does similarity tell success, its gradient what to do?")
-        for name, what in _TRACKED.items():
-            if name in tracked:
-                console.log(what.format(tracked[name]))
+        if (told := tracked.get("similarity_tells_success")) is not None:
+            console.log(f"similarity tells success: {told:.2f} (chance: .50)")
     films = [
         (media.film(media.side_by_side({"imagined": pictures[:, 0]}), _FPS), f"start {number}")
         for number, pictures in enumerate(work.imagined.pictures[:_FILMS])

@@ -86,7 +86,9 @@ def with_skills(config: ConfigDict, store: EpisodeStore, dataset: str | Path) ->
     )
     if not found.segments:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in found.discarded.items())
-        raise ConfigError(f"config.data.skills: no demonstration of {store.name} could be cut ({reasons})")
+        raise ConfigError(
+            f"config.data.skills: no demonstration of {store.name} could be cut ({reasons}); wam skills draws where"
+        )
     return SegmentStore(store, found.segments)
 
 

@@ -219,7 +219,7 @@ def _run_arm(
         saved = json.loads(path.read_text())
         had = _Measure(*saved["measured"])
         lacks = had.grounding != measure.grounding or (measure.robustness and not had.robustness)
-        if saved["config"] != json.loads(json.dumps(asked)) or lacks:
+        if _deciding(saved["config"]) != json.loads(json.dumps(_deciding(asked))) or lacks:
             raise ConfigError(f"{path} is of another configuration; choose another --workdir, or delete it")
         changed = {axis: np.array(success) for axis, success in saved["changed"].items()}
         return ArmRun(np.array(saved["success"], bool), changed if measure.robustness else {}, saved["metrics"])
@@ -290,7 +290,12 @@ def _preparation(config: ConfigDict) -> str:
 
 def _training(config: ConfigDict) -> str:
     """A name for all that a training depends on: how it is judged is no part of it."""
-    return _digest({name: part for name, part in to_plain(config).items() if name != "evaluation"})
+    return _digest({name: part for name, part in _deciding(to_plain(config)).items() if name != "evaluation"})
+
+
+def _deciding(told: dict[str, Any]) -> dict[str, Any]:
+    """A config without its post-training, where there is none."""
+    return {name: part for name, part in told.items() if name != "posttrain" or part["method"]}
 
 
 def _digest(parts: Any) -> str:

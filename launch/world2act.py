@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from data_pipelines.loader import SideBySide, endless
 from data_pipelines.transforms import ActionCodec
 from launch.config import ConfigError, to_plain
 from launch.data import Data, open_data
@@ -24,7 +25,7 @@ from launch.evaluate import described_task
 from launch.imagine import skills_of_expert
 from launch.imagined_starts import Imagined, imagine_starts
 from launch.job import Job, run_job
-from launch.own_episodes import OWN_SEED, own_sequences
+from launch.own_episodes import OWN_SEED, OwnSequences, own_sequences
 from launch.tokenizers import encode_dataset, tokenizer_key, with_images_for
 from wam_jax.evaluation.success import TaskText, task_env
 from wam_jax.nn.module import Definition, Params
@@ -32,8 +33,6 @@ from wam_jax.policy import imagining_mode
 from wam_jax.posttraining.adapters import PRESETS, AdapterConfig, Adapters, adapter_loss, define_adapters, inverse_loss
 from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.eyes import Eyes, eyes_of, frame_channels
-from wam_jax.posttraining.own_episodes import OwnSequences
-from wam_jax.posttraining.pseudo_actions import SideBySide, endless
 from wam_jax.posttraining.residual import ResidualConfig
 from wam_jax.posttraining.restore import ADAPTERS, load_base
 from wam_jax.serving.remote import is_address
@@ -77,6 +76,8 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
             raise ConfigError(
                 f"config.{name}.seed is config.posttrain.seed, or {OWN_SEED} more; choose starts you do not judge by"
             )
+    if config.train.score.every and config.train.score.seed == config.evaluation.seed:
+        raise ConfigError("config.train.score.seed is config.evaluation.seed; choose on other episodes than you report")
     if numbers.imagination not in IMAGINATIONS:
         known = ", ".join(IMAGINATIONS)
         raise ConfigError(f"config.posttrain.imagination={numbers.imagination!r} is unknown (has: {known})")
@@ -281,7 +282,8 @@ def train_adapters(
             return data.batches(numbers.batch_size, config.seed, latents, alike=numbers.hard_share)
         half = numbers.batch_size // 2
         shown = data.batches(numbers.batch_size - half, config.seed, latents, alike=min(2 * numbers.hard_share, 1.0))
-        return SideBySide(endless(len(own), half, config.seed, own.batch), shown)
+        mine = endless(numbers.own_episodes, half, config.seed, lambda rows: jax.tree.map(lambda x: x[rows], own[0]))
+        return SideBySide(mine, shown)
 
     job = Job(
         name="adapters",
@@ -300,10 +302,10 @@ def train_adapters(
             **({"world": fingerprint(world)} if sizes.video == "features" else {}),
             "view": view.to_dict(),
             "elsewhere": [numbers.elsewhere, numbers.elsewhere_metres],
+            "hard_share": numbers.hard_share,
             **({"own": own.told} if own else {}),
         },
         frozen=jax.device_put(eyes_of(sizes, world), replicated(mesh)),
-        alike=numbers.hard_share,
         batches=batches,
     )
     return definition, run_job(config, data, directory, job).acting

@@ -8,7 +8,7 @@ LoRA on the same loss, and than imitating the same videos with guessed actions. 
 base policy and meet the same imagined videos; "expert" has the scripted expert's in their place, which shows what the
 method does with a world model without fault; "shown" the same with adapters that learned on demonstrations alone, as
 the paper's; "demonstrations" has twice the labelled ones instead. Inverse dynamics ("pixels") learns on the base's own
-episodes, too.
+episodes, too. Seeds are those of trainings: world model, demonstrations and starts are the same for all.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +40,6 @@ def get_config() -> ConfigDict:
                 "before": before,
                 "posttrain.imagination": "expert",
                 "posttrain.adapters.own_episodes": 0,
-                "posttrain.adapters.batch_size": 32,
             },
             "pooled": {"before": before, "posttrain.adapters.options.similarity": "pooled"},
             "few": {"before": before, "posttrain.trajectories": 128},

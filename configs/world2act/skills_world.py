@@ -16,5 +16,7 @@ def get_config() -> ConfigDict:
     config = world.get_config()
     config.demos.tasks = ("place_both",)
     config.demos.episodes = (400,)  # about four times as long as those of pick_lift
+    config.demos.hold_steps = 8  # shorter than data.skills.tail, or waiting at the end were a skill
+    config.data.starts = 0  # a long skill is imagined window after window
     config.data.skills.cut = "gripper"
     return config

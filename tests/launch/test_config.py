@@ -104,6 +104,11 @@ def test_every_config_loads_and_every_arm_of_a_study_fits_its_base(file):
         assert differs or not config.arms[name]
 
 
+def test_what_a_demonstration_waits_at_its_end_is_cut_off_as_no_skill():
+    config = load_config(str(ROOT / "configs/world2act/skills_world.py"))
+    assert config.demos.hold_steps < config.data.skills.tail
+
+
 @pytest.mark.parametrize(
     ("config", "workdir"),
     [

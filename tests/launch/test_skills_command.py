@@ -86,6 +86,6 @@ def test_training_reads_skills_with_their_own_instructions(folder, monkeypatch):
     assert set(data.text.instructions) == {"pick up the red cube", "place the red cube on the plate"}
     config.skills.closed_by = 0.5  # metres: nothing ever closes so far
     config.split = "train[:1]"
-    message = r"no demonstration of toy could be cut \(1 x 2 by its words, 1 by its motion\)$"
+    message = r"no demonstration of toy could be cut \(1 x 2 by its words, 1 by its motion\); wam skills draws where$"
     with pytest.raises(ConfigError, match=message):
         launch_data.open_data(config)

@@ -114,7 +114,7 @@ from configs.studies import world2act
 
 def get_config():
     config = world2act.get_config()
-    for name in ("expert", "pooled", "few", "lora", "demonstrations"):
+    for name in set(config.arms) - {"base", "residual", "pixels"}:
         del config.arms[name]
     for name, arm in config.arms.items():
         arm.before["train.optimizer.steps"] = 10

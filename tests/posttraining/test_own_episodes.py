@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.loader import SideBySide, endless
 from data_pipelines.transforms import Affine
 from wam_jax.policy import PolicyParams
-from wam_jax.posttraining.own_episodes import OwnSequences, Wanderer, wander
-from wam_jax.posttraining.pseudo_actions import SideBySide, endless
+from wam_jax.posttraining.own_episodes import NoisyPerformer, own_episodes
 from wam_jax.sim import compilation
 from wam_jax.sim.rollout import WamParams
 from wam_jax.sim.tabletop import Tabletop
@@ -26,7 +26,7 @@ def acted(fast_wam):
     plain, key = PolicyParams(model=params.model, tokenizer=params.tokenizer), jax.random.key(3)
 
     def act(noise):
-        return Wanderer(base, policy.chunks, noise).act(plain, None, observation, key)[0]
+        return NoisyPerformer(base, policy.chunks, noise).act(plain, None, observation, key)[0]
 
     own = jax.random.split(key, 4)[0]
     alone = base.act(plain, None, observation, own)[0][:, : policy.chunks.block]
@@ -47,27 +47,14 @@ def test_noise_moves_motions_and_leaves_commands_alone(acted):
 
 
 def test_they_stand_beside_demonstrations():
-    random, frames, steps = np.random.default_rng(0), CHUNKS + 1, CHUNKS * 7
+    def rows(count, number):
+        arrays = {"actions": np.full((count, 4), number), "latents": np.full((count, 2, 3), number), "images": None}
+        return endless(count, 2 * number, 0, lambda rows: jax.tree.map(lambda x: x[rows], arrays))
 
-    def sequences(count, instruction):
-        text = Text(features=np.full((count, 3, 8), instruction, np.float32), mask=np.ones((count, 3), bool))
-        return OwnSequences(
-            frames=random.normal(size=(count, frames, 2, 4, 4, 8)).astype(np.float32),
-            actions=random.normal(size=(count, steps, 4)).astype(np.float32),
-            proprio=random.normal(size=(count, frames, 7)).astype(np.float32),
-            text=text,
-            embodiment=0,
-            told={},
-        )
-
-    own, others = sequences(5, 1.0), sequences(6, 2.0)
-    batch = next(SideBySide(endless(5, 2, 0, own.batch), endless(6, 4, 0, others.batch)))
-    assert batch.latents.shape == (6, frames, 2, 4, 4, 8)
-    assert batch.images is None
-    np.testing.assert_array_equal(batch.text.features[:, 0, 0], [1, 1, 2, 2, 2, 2])
-    pictures = dataclasses.replace(own, frames=np.zeros((5, frames, 2, 4, 4, 3), np.uint8)).batch([0, 3])
-    assert pictures.latents is None
-    np.testing.assert_array_equal(pictures.actions, own.actions[[0, 3]])
+    batch = next(SideBySide(rows(5, 1), rows(6, 2)))
+    assert batch["images"] is None
+    np.testing.assert_array_equal(batch["actions"][:, 0], [1, 1, 2, 2, 2, 2])
+    assert batch["latents"].shape == (6, 2, 3)
 
 
 @pytest.mark.slow
@@ -85,9 +72,9 @@ def test_where_the_hand_is_told_to_be_is_where_its_actions_lead(fast_wam):
     # Motions so small that the command does not run ahead of the hand by more than it may.
     small = Affine(np.zeros(4, np.float32), np.float32([0.3, 0.3, 0.3, 1]))
     base = dataclasses.replace(base, codec=dataclasses.replace(base.codec, affine=small))
-    run = compilation.jit(wander(env, Wanderer(base, policy.chunks, 0.3), CHUNKS))
+    run = compilation.jit(own_episodes(env, NoisyPerformer(base, policy.chunks, 0.3), CHUNKS))
     found = run(informed, jax.random.split(jax.random.key(0), EPISODES), None, jax.random.key(1))
-    assert found.images.shape[:2] == (EPISODES, CHUNKS + 1)
+    assert found.frames.shape[:2] == (EPISODES, CHUNKS + 1)
     moved = UNIT * np.asarray(found.actions)[..., :3].reshape(EPISODES, CHUNKS, block, 3).sum(2)
     commanded = np.asarray(found.proprio)[..., 3:6]
     inside = np.abs(commanded[:, 1:] - commanded[:, :-1] - moved).max(-1) < 1e-4

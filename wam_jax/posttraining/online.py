@@ -23,7 +23,7 @@ from wam_jax.posttraining.adapters import Adapters, all_similarities, paired
 from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.corrected import CorrectedParams, CorrectedPolicy
 from wam_jax.sim.render import Stage
-from wam_jax.sim.rollout import Actor, WamParams, observe, unroll
+from wam_jax.sim.rollout import Actor, WamParams, observe, reset, unroll
 from wam_jax.sim.tabletop import SimState, Tabletop
 from wam_jax.sim.variation import Variation
 from wam_jax.training.step import LossFn
@@ -203,7 +203,6 @@ def online_loss(
     adapters: Definition[Adapters],
     chunks: ActionCodec,
     view: ChunkView,
-    temperature: float | None = None,
 ) -> LossFn:
     """InfoNCE between imagined video and the actions of the same episodes; the batch is ``Starts``, frozen ``Frozen``.
 
@@ -217,7 +216,6 @@ def online_loss(
       adapters: of stage 1.
       chunks: their units of actions.
       view: how they see them.
-      temperature: of the contrastive loss; None: that of the adapters.
     """
     assert chunks.block is not None
     meet, length = _meeting(env, learner, chunks, view), chunks.block
@@ -226,7 +224,7 @@ def online_loss(
         params, bound = learner.acting(trained, frozen), _bound(adapters, frozen)
         done = meet(params, frozen, batch, key, batch.video.shape[1] * length)
         similarity = all_similarities(bound.config, batch.video, bound.of_actions(done.actions))
-        contrastive = info_nce(similarity, temperature or bound.config.temperature)
+        contrastive = info_nce(similarity, bound.config.temperature)
         return contrastive, {**paired(similarity), "rollout_success": done.success.mean()}
 
     return loss
@@ -238,37 +236,49 @@ class Followed(NamedTuple):
     Attributes:
       similarity: of what was done and what was imagined.
       success: 1 where the instruction held at the end.
-      direction: cosine of the gradient of similarity and of what the expert would have changed, mean over chunks by how
-        much that is. 1: who follows the gradient does what the expert would; 0: it says nothing about that.
     """
 
     similarity: Float[Array, "N"]
     success: Float[Array, "N"]
-    direction: Float[Array, "N"]
+
+
+Follow = Callable[[Any, Frozen, Starts, jax.Array], Any]  # parameters of a policy as it acts
 
 
 def whole_episodes(
     env: Tabletop, learner: Learner, adapters: Definition[Adapters], chunks: ActionCodec, view: ChunkView
-) -> Callable[[Any, Frozen, Starts, jax.Array], Followed]:
-    """What is returned takes the parameters of a policy as it acts.
-
-    Episodes go on to their end, as they do when they are judged; compared is the time that was imagined.
-    """
-    meet = _meeting(env, learner, chunks, view, advised=True)
+) -> Follow:
+    """Gives ``Followed``: episodes to their end, as when they are judged; compared is the time that was imagined."""
+    meet = _meeting(env, learner, chunks, view)
 
     def run(params: Any, frozen: Frozen, batch: Starts, key: jax.Array) -> Followed:
         bound, done = _bound(adapters, frozen), meet(params, frozen, batch, key, env.episode_steps)
-
-        def pairs(actions: Float[Array, "N T*M A"]) -> tuple[Array, Array]:
-            similarity = jnp.diagonal(all_similarities(bound.config, batch.video, bound.of_actions(actions)))
-            return similarity.sum(), similarity
-
-        slope, similarity = jax.grad(pairs, has_aux=True)(done.actions)
-        assert done.advised is not None
-        assert chunks.block is not None
-        return Followed(similarity, done.success, agreement(slope, done.advised - done.actions, chunks.block))
+        return Followed(_of_pairs(bound, batch, done.actions), done.success)
 
     return run
+
+
+def gradient_directions(
+    env: Tabletop, learner: Learner, adapters: Definition[Adapters], chunks: ActionCodec, view: ChunkView
+) -> Follow:
+    """Gives the cosine of similarity's gradient and of what the expert would have changed, see ``agreement``: [N].
+
+    1: who follows the gradient does what the expert would; 0: it says nothing about that.
+    """
+    assert chunks.block is not None
+    meet, length = _meeting(env, learner, chunks, view, advised=True), chunks.block
+
+    def run(params: Any, frozen: Frozen, batch: Starts, key: jax.Array) -> Float[Array, "N"]:
+        bound, done = _bound(adapters, frozen), meet(params, frozen, batch, key, batch.video.shape[1] * length)
+        slope = jax.grad(lambda actions: _of_pairs(bound, batch, actions).sum())(done.actions)
+        assert done.advised is not None
+        return agreement(slope, done.advised - done.actions, length)
+
+    return run
+
+
+def _of_pairs(adapters: Adapters, batch: Starts, actions: Float[Array, "N T*M A"]) -> Float[Array, "N"]:
+    return jnp.diagonal(all_similarities(adapters.config, batch.video, adapters.of_actions(actions)))
 
 
 def agreement(slope: Float[Array, "N T*M A"], way: Float[Array, "N T*M A"], chunk: int) -> Float[Array, "N"]:
@@ -302,8 +312,7 @@ def _meeting(
     length = chunks.block
 
     def meet(params: Any, frozen: Frozen, batch: Starts, key: jax.Array, steps: int) -> _Done:
-        given = () if batch.looks is None else (batch.looks,)
-        states = jax.vmap(env.reset)(jax.random.wrap_key_data(batch.keys), *given)
+        states = reset(env, jax.random.wrap_key_data(batch.keys), batch.looks)
         informed = WamParams(
             policy=jax.lax.stop_gradient(params),
             text=frozen.text,

@@ -5,11 +5,9 @@ imitates beside its demonstrations.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import grain
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -66,30 +64,3 @@ class PseudoDemonstrations:
         }
         text = Text(features=self.text.features[episode], mask=self.text.mask[episode])
         return Batch(images=None, text=text, **arrays)
-
-
-def endless(count: int, batch_size: int, seed: int, take: Callable[[Any], Any]) -> grain.DatasetIterator:
-    """Batches that ``take`` makes of row numbers, in an order of their own every epoch."""
-    order = grain.MapDataset.range(count).shuffle(seed).repeat()
-    return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0)).batch(batch_size, batch_fn=take))
-
-
-class SideBySide(grain.DatasetIterator[Batch]):
-    """Batches of which the first rows come from one iterator, the rest from another (DreamGen trains on both)."""
-
-    def __init__(self, first: grain.DatasetIterator[Batch], second: grain.DatasetIterator[Batch]):
-        super().__init__()
-        self._both = first, second
-
-    def __next__(self) -> Batch:
-        first, second = map(next, self._both)
-        return jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
-
-    def get_state(self) -> dict[str, Any]:
-        """Of both."""
-        return {str(number): iterator.get_state() for number, iterator in enumerate(self._both)}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Of both."""
-        for number, iterator in enumerate(self._both):
-            iterator.set_state(state[str(number)])

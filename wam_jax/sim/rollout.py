@@ -143,10 +143,14 @@ def rollout(env: Tabletop, actor: Actor, num_steps: int) -> Callable[..., Trace]
     """
 
     def run(params: Any, episode_keys: Array, key: jax.Array, variation: Variation | None = None) -> Trace:
-        given = () if variation is None else (variation,)
-        return unroll(env, actor, params, jax.vmap(env.reset)(episode_keys, *given), num_steps, key)[0]
+        return unroll(env, actor, params, reset(env, episode_keys, variation), num_steps, key)[0]
 
     return compilation.jit(run)
+
+
+def reset(env: Tabletop, keys: Array, variation: Variation | None = None) -> SimState:
+    """The starts that ``keys`` [N] decide, in conditions of their own; None: those of training."""
+    return jax.vmap(env.reset)(keys, *(() if variation is None else (variation,)))
 
 
 def unroll(
