@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if imagining_mode(definition.bind(definition.shapes())) is None:
         raise ConfigError(f"{args.checkpoint} imagines no video; choose a system that has a video stream")
     scene = _happen(config, trained, args.task, args.episodes)
-    plan = _plan(args, scene)
+    plan = _plan(args, scene, trained)
     seen = _see(scene, picture_steps(trained, windows=len(next(iter(plan.values())))))
     out = args.out or args.checkpoint / "imagined"
     report = Report(f"Imagined: {args.task}", subtitle=f"step {trained.step}")
@@ -166,8 +166,8 @@ def _see(scene: _Scene, moments: Int[np.ndarray, " I"]) -> _Seen:
     return _Seen(pictures[:, :1], pictures[:, 1:], places[:, 1:], SECONDS_PER_ACTION * moments[1:])
 
 
-def _plan(args: argparse.Namespace, scene: _Scene) -> dict[str, list[tuple[str, ...]]]:
-    """What is said in every window to every episode, by name."""
+def _plan(args: argparse.Namespace, scene: _Scene, trained: Trained) -> dict[str, list[tuple[str, ...]]]:
+    """What is said in every window to every episode, by name; the whole instruction, if the model can be told it."""
     count = len(scene.instructions)
     if args.skills:
         return {"said": [(words,) * count for words in args.skills for _ in range(args.windows or _WINDOWS)]}
@@ -177,8 +177,14 @@ def _plan(args: argparse.Namespace, scene: _Scene) -> dict[str, list[tuple[str, 
     else:
         order = skills_of_expert(scene.trace.outcome, args.task, scene.lead)
     plan = {"by skills": [tuple(own[skill] for own, skill in zip(scene.skills, row, strict=True)) for row in order]}
-    if number > 1:
+    told, made_for = trained.meta["config"]["data"], trained.meta["identity"]["interface"]["text_tokens"]
+    tokens = encode_text(sorted(set(scene.instructions)), told["text_encoder"], told["text_tokens"]).mask.shape[1]
+    if number > 1 and tokens <= made_for:
         plan["whole instruction"] = [scene.instructions for _ in order]
+    elif number > 1:
+        console.log(
+            f"whole instructions have {tokens} tokens, the model was made for {made_for}: it hears skills alone"
+        )
     return plan
 
 
