@@ -1,7 +1,5 @@
 """What post-training learns from: a video from each start, imagined by the world model or made by the expert."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,10 +51,12 @@ def imagine_starts(
     """
     numbers = config.posttrain
     decides = [numbers[name] for name in ("trajectories", "tracked", "batch_size", "seed", "imagination")]
-    asked = [*decides, told, windows, task.name, task.shapes]
-    key = hashlib.sha256(json.dumps([fingerprint(world), *asked]).encode()).hexdigest()
-    path = directory / f"imagined_{key[:12]}.npz"
-    return kept(path, Imagined, lambda: _imagine_starts(config, world, task, env, told, windows))
+    decides = [fingerprint(world), *decides, told, windows, task.name, task.shapes]
+
+    def make() -> Imagined:
+        return _imagine_starts(config, world, task, env, told, windows)
+
+    return kept(directory, "imagined", decides, Imagined, make)
 
 
 def starts_of(config: ConfigDict, task: TaskText) -> Episodes:

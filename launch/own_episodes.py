@@ -1,7 +1,5 @@
 """What the base does from starts of its own, beside the demonstrations of stage 1."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,12 +59,11 @@ def own_sequences(
         "base": fingerprint(base),
     }
     decides = [told, data.codec.to_dict(), chunks, task.name, task.shapes, seen and tokenizer_key(seen)]
-    key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
     def make() -> OwnEpisodes:
         return _own_episodes(config, base, task, env, data.codec, chunks, seen)
 
-    found = kept(directory / f"own_{key[:12]}.npz", OwnEpisodes, make)
+    found = kept(directory, "own", decides, OwnEpisodes, make)
     return OwnSequences(_as_batch(found, task, data), told)
 
 
