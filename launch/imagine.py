@@ -257,7 +257,7 @@ def _add_drift(
     features = _features_for(seen.start.shape[0] * seen.start.shape[2])
     found = {
         name: drift(shown, seen.pictures, (each(read, shown), seen.places), lpips, features)
-        for name, shown in compared.items()
+        for name, shown in console.progress(list(compared.items()), "beside the simulator")
     }
     metrics = next(iter(found.values()))
     for metric in metrics:
