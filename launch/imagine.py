@@ -11,9 +11,9 @@ there is nothing to compare with.
 
 import argparse
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -177,15 +177,20 @@ def _plan(args: argparse.Namespace, scene: _Scene, trained: Trained) -> dict[str
     else:
         order = skills_of_expert(scene.trace.outcome, args.task, scene.lead)
     plan = {"by skills": [tuple(own[skill] for own, skill in zip(scene.skills, row, strict=True)) for row in order]}
-    told, made_for = trained.meta["config"]["data"], trained.meta["identity"]["interface"]["text_tokens"]
-    tokens = encode_text(sorted(set(scene.instructions)), told["text_encoder"], told["text_tokens"]).mask.shape[1]
-    if number > 1 and tokens <= made_for:
+    if number > 1 and can_hear(trained.meta, scene.instructions):
         plan["whole instruction"] = [scene.instructions for _ in order]
-    elif number > 1:
+    return plan
+
+
+def can_hear(meta: Mapping[str, Any], instructions: Sequence[str]) -> bool:
+    """Whether a model, with ``meta`` of its run, was made for instructions so long; says so, if not."""
+    told, made_for = meta["config"]["data"], meta["identity"]["interface"]["text_tokens"]
+    tokens = encode_text(sorted(set(instructions)), told["text_encoder"], told["text_tokens"]).mask.shape[1]
+    if tokens > made_for:
         console.log(
             f"whole instructions have {tokens} tokens, the model was made for {made_for}: it hears skills alone"
         )
-    return plan
+    return tokens <= made_for
 
 
 def skills_of_expert(outcome: Outcome, task: str, lead: int) -> Int[np.ndarray, "W N"]:
