@@ -37,7 +37,7 @@ from wam_jax.evaluation.scene_probe import position_reader
 from wam_jax.evaluation.scenes import draw_scenes, left_to_right
 from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, task_env
 from wam_jax.policy import Policy, imagining_mode
-from wam_jax.posttraining.imagination import drift, imagine_windows, skill_of_windows
+from wam_jax.posttraining.imagination import drift, features_of_moments, imagine_windows, skill_of_windows
 from wam_jax.sim.physics import SECONDS_PER_ACTION
 from wam_jax.sim.rollout import Trace, draw, rollout, scripted_actor
 from wam_jax.sim.tabletop import Tabletop
@@ -259,7 +259,8 @@ def _add_drift(
     }
     fit = draw_scenes(task.name, trained.image_size, _SCENES, _SCENES_SEED, task.shapes, task.cameras)
     read, lpips = position_reader(tokenizer, fit), lpips_if_here(config)
-    features = _features_for(seen.start.shape[0] * seen.start.shape[2])
+    encoders = _encoders_for(seen.start.shape[0] * seen.start.shape[2])
+    features = {name: (encoder, features_of_moments(encoder, seen.pictures)) for name, encoder in encoders.items()}
     found = {
         name: drift(shown, seen.pictures, (each(read, shown), seen.places), lpips, features)
         for name, shown in console.progress(list(compared.items()), "beside the simulator")
@@ -274,7 +275,7 @@ def _add_drift(
     return found
 
 
-def _features_for(pictures: int) -> dict[str, FrozenEncoder]:
+def _encoders_for(pictures: int) -> dict[str, FrozenEncoder]:
     """The encoder of a Fréchet distance, where its weights are here and so many pictures suffice."""
     if not assets.status([_ENCODER])[0].present:
         return {}

@@ -10,7 +10,7 @@ from wam_jax.encoders import dinov3
 from wam_jax.encoders.frozen import FrozenEncoder, Preprocessing
 from wam_jax.encoders.vit import LayersConfig
 from wam_jax.policy import PolicyParams
-from wam_jax.posttraining.imagination import drift, imagine_windows, skill_of_windows
+from wam_jax.posttraining.imagination import drift, features_of_moments, imagine_windows, skill_of_windows
 from wam_jax.types import Observation, Text
 
 
@@ -79,6 +79,8 @@ def test_the_frechet_distance_is_that_of_each_moment():
     imagined = true.copy()
     imagined[:, 1] //= 4
     places = np.zeros((40, 2, 2))
-    found = drift(imagined, true, (places, places), None, {"tiny": encoder})["frechet_tiny"]
+    found = drift(imagined, true, (places, places), None, {"tiny": (encoder, features_of_moments(encoder, true))})[
+        "frechet_tiny"
+    ]
     assert found[0] == pytest.approx(0.0, abs=1e-6)
     assert found[1] > 10 * max(found[0], 1e-6)

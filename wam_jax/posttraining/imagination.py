@@ -64,7 +64,7 @@ def drift(
     true: UInt8[np.ndarray, "N F V H W 3"],
     positions: tuple[Float[np.ndarray, "N F E"], Float[np.ndarray, "N F E"]],
     lpips: Lpips | None,
-    features: Mapping[str, FrozenEncoder] | None = None,
+    features: Mapping[str, tuple[FrozenEncoder, list[np.ndarray]]] | None = None,
 ) -> dict[str, list[float]]:
     """How far imagination is from what happened, frame by frame.
 
@@ -72,7 +72,8 @@ def drift(
       imagined, true: pictures at the same moments.
       positions: (x, y) of all objects, read off the imagined pictures, and true; metres.
       lpips: adds its distance.
-      features: frozen encoders of pictures by their names; each adds ``frechet_NAME``, of all pictures of a moment.
+      features: by name, a frozen encoder of pictures and what it sees in the true ones (``features_of_moments``); each
+        adds ``frechet_NAME``, of all pictures of a moment.
 
     Returns:
       ``psnr``, ``ssim``, ``lpips_NET``: means over episodes and cameras; ``position_error``: metres, over objects;
@@ -86,11 +87,16 @@ def drift(
     frames = imagined.shape[1]
     by_time = {name: [found[f"{name}/frame_{frame + 1}"] for frame in range(frames)] for name in names}
     read, there = (x.reshape(*x.shape[:2], -1, 2) for x in positions)
-    there_all = np.ones((len(true), 1, true.shape[2]), bool)
-    for name, encoder in (features or {}).items():
-        moments = [(imagined[:, f : f + 1], true[:, f : f + 1]) for f in range(frames)]
-        by_time[f"frechet_{name}"] = [
-            frechet_distance(*(frechet_features(encoder, pictures, there_all) for pictures in both)) for both in moments
-        ]
+    for name, (encoder, of_true) in (features or {}).items():
+        moments = zip(features_of_moments(encoder, imagined), of_true, strict=True)
+        by_time[f"frechet_{name}"] = [frechet_distance(*both) for both in moments]
     by_time["position_error"] = np.linalg.norm(read - there, axis=-1).mean((0, 2)).tolist()
     return by_time
+
+
+def features_of_moments(
+    encoder: FrozenEncoder, pictures: UInt8[np.ndarray, "N F V H W 3"]
+) -> list[Float[np.ndarray, "M C"]]:
+    """Of all pictures of each moment, as a Fréchet distance takes them."""
+    there = np.ones((len(pictures), 1, pictures.shape[2]), bool)
+    return [frechet_features(encoder, pictures[:, f : f + 1], there) for f in range(pictures.shape[1])]
