@@ -13,9 +13,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from wam_jax.nn.convolution import Conv, GroupNorm, what_and_where
 from wam_jax.nn.module import Definition, Linear, define
@@ -189,14 +190,15 @@ def adapter_loss(
     """
     config = adapters.config
     video, action = adapters.of_video(latents, mask), adapters.of_actions(actions)
-    similarity = all_similarities(config, video, action, mask)
-    reconstruction = _error(adapters, action, actions, mask)
+    there, error = chunks_there(video, mask), _errors(adapters, action, actions)
+    moved = [] if elsewhere is None else [jnp.swapaxes(jax.vmap(adapters.of_actions)(elsewhere), 0, 1)]
+    video, action, there, error, *moved = gathered(video, action, there, error, *moved)
+    similarity = similarities(config, video, action, there)
     further = None
-    if elsewhere is not None:
-        one = jax.vmap(lambda v, a, m: SIMILARITIES[config.similarity](v[None], a[None], m[None], m[None])[0, 0])
-        there = chunks_there(video, mask)
-        further = jax.vmap(lambda moved: one(video, adapters.of_actions(moved), there))(elsewhere).T
-    contrastive = info_nce(similarity, config.temperature, further)
+    if moved:
+        row = jax.vmap(lambda v, a, m: similarities(config, v[None], a, m[None])[0])
+        further = row(video, moved[0], there)
+    contrastive, reconstruction = info_nce(similarity, config.temperature, further), masked_mean(error, there)
     return reconstruction + contrastive, {
         "reconstruction": reconstruction,
         "contrastive": contrastive,
@@ -204,22 +206,26 @@ def adapter_loss(
     }
 
 
-def all_similarities(
-    config: AdapterConfig,
-    video: Float[Array, "N T D"],
-    action: Float[Array, "N T D"],
-    mask: Bool[Array, "N T"] | None = None,
-) -> Float[Array, "N N"]:
-    """Of every video to every action sequence of a batch, on every device.
+def gathered(*arrays: Shaped[Array, "N ..."]) -> tuple[Shaped[Array, "N ..."], ...]:
+    """The same, whole on every device, in one exchange: a batch is cut over devices, and all is compared with all."""
+    flat = [x.reshape(len(x), -1).astype(jnp.float32) for x in arrays]
+    whole = constrain(jnp.concatenate(flat, 1), (None, None))
+    parts = jnp.split(whole, np.cumsum([x.shape[1] for x in flat])[:-1], 1)
+    return tuple(part.reshape(x.shape).astype(x.dtype) for part, x in zip(parts, arrays, strict=True))
 
-    A batch is cut over devices, and all is compared with all: the vectors are gathered, and at once. (Gathered one by
-    one, each as it is needed, simulated devices of a CPU can end up waiting for each other.)
+
+def similarities(
+    config: AdapterConfig,
+    video: Float[Array, "A T D"],
+    action: Float[Array, "B T D"],
+    mask: Bool[Array, "A T"] | None = None,
+) -> Float[Array, "A B"]:
+    """Of every video to every action sequence; ``gathered`` before, where these are cut over devices.
+
+    ``mask``: which chunks are there, of a video and of its actions, or of the one video and all that is compared.
     """
-    there = chunks_there(video, mask)[..., None].astype(video.dtype)
-    parts = jnp.concatenate([video, action, there], -1)
-    video, action, there = jnp.split(constrain(parts, (None, None, None)), (video.shape[-1], 2 * video.shape[-1]), -1)
-    mask = there[..., 0] > 0
-    return SIMILARITIES[config.similarity](video, action, mask, mask)
+    there = chunks_there(video, mask)
+    return SIMILARITIES[config.similarity](video, action, there, jnp.broadcast_to(there, action.shape[:2]))
 
 
 def inverse_loss(
@@ -234,17 +240,17 @@ def inverse_loss(
     Arguments as of ``adapter_loss``, the last of no use; what is compared with it (``pseudo_actions.py``) learns this
     instead.
     """
-    error = _error(adapters, adapters.of_video(latents, mask), actions, mask)
+    vectors = adapters.of_video(latents, mask)
+    error = masked_mean(_errors(adapters, vectors, actions), chunks_there(vectors, mask))
     return error, {"reconstruction": error}
 
 
-def _error(
-    adapters: Adapters, vectors: Float[Array, "N T D"], actions: Float[Array, "N T*M A"], mask: Array | None
-) -> Float[Array, ""]:
-    """Mean squared error of the actions that vectors are decoded to, over the chunks that are there."""
-    there = jnp.ones(vectors.shape[:2], bool) if mask is None else mask
+def _errors(
+    adapters: Adapters, vectors: Float[Array, "N T D"], actions: Float[Array, "N T*M A"]
+) -> Float[Array, "N T"]:
+    """Mean squared error of the actions that vectors are decoded to, chunk by chunk."""
     squared = jnp.square(adapters.decode(vectors) - actions)
-    return masked_mean(squared, jnp.repeat(there, adapters.chunk, 1)[..., None])
+    return jnp.mean(rearrange(squared, "n (t m) a -> n t m a", m=adapters.chunk), (2, 3))
 
 
 def paired(similarity: Float[Array, "N N"]) -> dict[str, Float[Array, ""]]:

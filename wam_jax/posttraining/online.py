@@ -19,7 +19,7 @@ from wam_jax.nn.module import Definition, Params
 from wam_jax.objectives.alignment import unit
 from wam_jax.objectives.contrastive import info_nce
 from wam_jax.policy import Policy, PolicyParams, PolicyState
-from wam_jax.posttraining.adapters import Adapters, all_similarities, paired
+from wam_jax.posttraining.adapters import Adapters, gathered, paired, similarities
 from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.corrected import CorrectedParams, CorrectedPolicy
 from wam_jax.sim.render import Stage
@@ -223,9 +223,10 @@ def online_loss(
     def loss(trained: Params, frozen: Frozen, batch: Starts, key: jax.Array, step: Array):
         params, bound = learner.acting(trained, frozen), _bound(adapters, frozen)
         done = meet(params, frozen, batch, key, batch.video.shape[1] * length)
-        similarity = all_similarities(bound.config, batch.video, bound.of_actions(done.actions))
+        video, vectors, success = gathered(batch.video, bound.of_actions(done.actions), done.success)
+        similarity = similarities(bound.config, video, vectors)
         contrastive = info_nce(similarity, bound.config.temperature)
-        return contrastive, {**paired(similarity), "rollout_success": done.success.mean()}
+        return contrastive, {**paired(similarity), "rollout_success": success.mean()}
 
     return loss
 
@@ -278,7 +279,7 @@ def gradient_directions(
 
 
 def _of_pairs(adapters: Adapters, batch: Starts, actions: Float[Array, "N T*M A"]) -> Float[Array, "N"]:
-    return jnp.diagonal(all_similarities(adapters.config, batch.video, adapters.of_actions(actions)))
+    return jnp.diagonal(similarities(adapters.config, *gathered(batch.video, adapters.of_actions(actions))))
 
 
 def agreement(slope: Float[Array, "N T*M A"], way: Float[Array, "N T*M A"], chunk: int) -> Float[Array, "N"]:

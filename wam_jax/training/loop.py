@@ -81,9 +81,12 @@ def fit(
         log = MetricsLog(directory / "metrics.jsonl", start)
         best = Best(directory / "best", start) if score is not None and config.evaluate_every else None
         began = time.monotonic()
+        simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
         for step in console.progress(range(start + 1, config.steps + 1), description, config.steps, start):
             batch = next(data)
             state, metrics = step_fn(state, frozen, _to_devices(batch, mesh))
+            if simulated:  # they share their threads: of several steps at once, each can wait for the others' for ever
+                jax.block_until_ready(metrics)
             logs = config.log_batches or step % config.log_every == 0 or step == config.steps
             saves = step % config.save_every == 0 or step == config.steps
             scores = best is not None and (step % config.evaluate_every == 0 or step == config.steps)
