@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     # To reach is a matter of centimetres, and starts are farther apart: a mean over the picture would tell them apart.
     config.posttrain.adapters.options.pool = "where"
     config.posttrain.adapters.elsewhere = 4
-    # Half of a batch is what the base does: it is that which is to be told apart, and 120 demonstrations are few.
+    # Half of a batch is what the base does: it is that which is to be told apart. (The study's arm "shown" has none.)
     config.posttrain.adapters.own_episodes = 1024
     config.posttrain.adapters.batch_size = 64
     config.posttrain.windows = (1,)
