@@ -14,6 +14,11 @@ from wam_jax.alone import alone_in
 Arrays = TypeVar("Arrays", bound=NamedTuple)
 
 
+def digest(decides: Any) -> str:
+    """A short name for all that something depends on, as JSON."""
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def kept(directory: Path, name: str, decides: Any, kind: Callable[..., Arrays], make: Callable[[], Arrays]) -> Arrays:
     """What ``make`` gives; from the file, if it is there. Written whole, or not at all.
 
@@ -24,8 +29,7 @@ def kept(directory: Path, name: str, decides: Any, kind: Callable[..., Arrays], 
       kind: of ``make``'s arrays.
       make: them.
     """
-    key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
-    path = directory / f"{name}_{key[:12]}.npz"
+    path = directory / f"{name}_{digest(decides)}.npz"
     with alone_in(path.with_suffix("")):
         if not path.exists():
             unfinished = path.with_suffix(".unfinished.npz")

@@ -15,7 +15,6 @@ each with seeds of its own (``--config.seeds="(1,)"``); the command with all see
 
 import argparse
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from launch.data import Data, open_data
 from launch.demos import demo_datasets, object_shapes
 from launch.evaluate import described_task
 from launch.grounding import ground
+from launch.kept import digest
 from launch.posttrain import posttrain, tracking_figures
 from launch.start import check_start
 from launch.tokenizers import encode_dataset, find_tokenizer, tokenizer_key, with_images_for
@@ -166,7 +166,7 @@ class _Shared:
         """What can be read off the tokenizer's latents, a mean over the tasks; kept for all that share a tokenizer."""
         tasks, cameras = tuple(self.config.demos.tasks), tuple(self.config.data.cameras)
         size, shapes = self.config.data.image_size[0], object_shapes(self.config.demos.object_shapes)
-        of = _digest([tokenizer_key(self.tokenizer), tasks, cameras, size, shapes])
+        of = digest([tokenizer_key(self.tokenizer), tasks, cameras, size, shapes])
         path = self.directory.parent / f"probes_{of}.json"
         if path.exists():
             return json.loads(path.read_text())
@@ -285,21 +285,17 @@ def _posttrain(
 def _preparation(config: ConfigDict) -> str:
     """A name for all that demonstrations, tokenizer and latents depend on, beside the study's seed."""
     parts = [to_plain(config[name]) for name in ("demos", "data", "tokenizer", "latent_action")]
-    return _digest([parts, config.tokenizer.init or config.init])
+    return digest([parts, config.tokenizer.init or config.init])
 
 
 def _training(config: ConfigDict) -> str:
     """A name for all that a training depends on: how it is judged is no part of it."""
-    return _digest({name: part for name, part in _deciding(to_plain(config)).items() if name != "evaluation"})
+    return digest({name: part for name, part in _deciding(to_plain(config)).items() if name != "evaluation"})
 
 
 def _deciding(told: dict[str, Any]) -> dict[str, Any]:
     """A config without its post-training, where there is none."""
     return {name: part for name, part in told.items() if name != "posttrain" or part["method"]}
-
-
-def _digest(parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def report_study(study: ConfigDict, finished: dict[str, list[ArmRun]], workdir: Path, seconds: float) -> None:
