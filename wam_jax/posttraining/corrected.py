@@ -93,7 +93,7 @@ class CorrectedPolicy(Policy):
         adapters = self.adapters.bind(params.adapters)
         residual = self.residual.bind(params.residual)
         seen = self.view(encoded, observation.proprio[:, None])
-        return encoded + residual(adapters, seen, proprio, observation.images[:, -1])
+        return encoded + residual(adapters, seen, proprio, observation.images[:, -1], observation.text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,10 +3,14 @@
 It reads what the base wants to do (through the action adapter), proprioception and the picture, and moves the base's
 vectors in the space where video and actions meet; what their decoded actions differ by, within bounds, is added. At its
 start it moves them by exactly zero: post-training begins from the base, bit for bit.
+
+The paper's residual is not told the instruction, and knows of it what the base's actions betray. With ``words``, the
+instruction scales and shifts the channels of the picture (FiLM, arXiv 1709.07871), so that what is named stands out.
 """
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +23,10 @@ from data_pipelines.transforms import ActionCodec
 from wam_jax.nn.causal_vit import CausalViTBlock
 from wam_jax.nn.convolution import Conv, GroupNorm, what_and_where
 from wam_jax.nn.module import Definition, LayerNorm, Linear, define
+from wam_jax.objectives.masked import masked_mean
 from wam_jax.posttraining.adapters import MLP, Adapters
 from wam_jax.tokenizers.tokenizer import to_float
+from wam_jax.types import Text
 
 _GROUPS = 8
 
@@ -33,6 +39,7 @@ class ResidualConfig:
       width, heads, layers: of the transformer.
       proprio_width: of the layer between proprioception and its token.
       image_widths: of the convolutions (stride 2) between pictures and their token.
+      words: whether it reads the instruction.
       bound: of the motion that is added, in raw actions: as far as one of so much goes, alike in every direction.
       command_bound: the same of dimensions that are not normalised, such as a gripper's ±1; 0 leaves them to the base,
         above 1 they can be turned round.
@@ -46,6 +53,7 @@ class ResidualConfig:
     layers: int = 2
     proprio_width: int = 128
     image_widths: tuple[int, ...] = (16, 32, 32)
+    words: bool = False
     bound: float = 0.5
     command_bound: float = 0.0
 
@@ -70,6 +78,7 @@ class ResidualPolicy(nnx.Module):
       vector: channels of the action adapter's vectors.
       cameras, proprio_size: of the robot.
       bounds: of each dimension of its actions.
+      text_width: of the instruction's features; of no use without ``config.words``.
     """
 
     def __init__(
@@ -79,6 +88,7 @@ class ResidualPolicy(nnx.Module):
         cameras: int,
         proprio_size: int,
         bounds: tuple[float, ...],
+        text_width: int,
         rngs: nnx.Rngs,
     ):
         self.bounds, width = bounds, config.width
@@ -88,6 +98,10 @@ class ResidualPolicy(nnx.Module):
         sizes = (3 * cameras, *config.image_widths)
         self.convs = nnx.List([Conv(a, b, rngs, stride=2) for a, b in itertools.pairwise(sizes)])
         self.norms = nnx.List([GroupNorm(b, _GROUPS) for b in config.image_widths])
+        self.words = config.words
+        if self.words:
+            self.words_norm = LayerNorm(text_width, (None,))
+            self.words_out = Linear(text_width, 2 * sum(config.image_widths), (None, None), rngs)
         self.image_out = Linear(3 * sizes[-1], width, (None, None), rngs)
         self.kind = nnx.Param(0.02 * jax.random.normal(rngs.params(), (3, width)), axes=(None, None))
         # One frame and a window of one: full attention among all tokens.
@@ -101,15 +115,13 @@ class ResidualPolicy(nnx.Module):
         base: Float[Array, "B K A"],
         proprio: Float[Array, "B P"],
         images: UInt8[Array, "B V H W 3"],
+        text: Text,
     ) -> Float[Array, "B K A"]:
         """What to add to the base's (normalised) actions; no gradient reaches base or adapters."""
         adapters = jax.tree.map(jax.lax.stop_gradient, adapters)
         vectors = adapters.of_actions(jax.lax.stop_gradient(base))
         wanted = self.action_in(vectors)
-        x = rearrange(to_float(images), "b v h w c -> b h w (v c)")
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = jax.nn.gelu(norm(conv(x)))
-        seen = self.image_out(what_and_where(x))[:, None]
+        seen = self.image_out(self._look(images, text))[:, None]
         felt = self.proprio_norm(self.proprio_in(proprio))[:, None]
         first, second, third = self.kind[...]
         tokens = jnp.concatenate([wanted + self._times(wanted) + first, felt + second, seen + third], 1)[:, None]
@@ -121,6 +133,25 @@ class ResidualPolicy(nnx.Module):
         bounds = jnp.asarray(self.bounds)
         return bounds * jnp.tanh((there - here) / jnp.maximum(bounds, 1e-6))
 
+    def _look(self, images: UInt8[Array, "B V H W 3"], text: Text) -> Float[Array, "B C"]:
+        """What the pictures show, and where."""
+        x = rearrange(to_float(images), "b v h w c -> b h w (v c)")
+        for conv, norm, film in zip(self.convs, self.norms, self._films(text), strict=True):
+            x = norm(conv(x))
+            if film is not None:
+                scale, shift = jnp.split(film[:, None, None], 2, -1)
+                x = x * (1 + scale) + shift
+            x = jax.nn.gelu(x)
+        return what_and_where(x)
+
+    def _films(self, text: Text) -> Sequence[Float[Array, "B C"] | None]:
+        """Of each convolution, what the words make of its channels: a scale less one, and a shift."""
+        if not self.words:
+            return [None] * len(self.convs)
+        said = masked_mean(text.features, text.mask[..., None], 1)
+        films, widths = self.words_out(self.words_norm(said)), [2 * conv.kernel.shape[-1] for conv in self.convs]
+        return jnp.split(films, np.cumsum(widths)[:-1], -1)
+
     def _times(self, tokens: Float[Array, "B T D"]) -> Float[Array, "T D"]:
         """Sinusoids that tell the chunks apart."""
         count, width = tokens.shape[1:]
@@ -129,7 +160,12 @@ class ResidualPolicy(nnx.Module):
 
 
 def define_residual(
-    config: ResidualConfig, vector: int, cameras: int, proprio_size: int, bounds: tuple[float, ...]
+    config: ResidualConfig,
+    vector: int,
+    cameras: int,
+    proprio_size: int,
+    bounds: tuple[float, ...],
+    text_width: int = 0,
 ) -> Definition[ResidualPolicy]:
     """The definition of the residual policy; no parameter is allocated."""
-    return define(lambda rngs: ResidualPolicy(config, vector, cameras, proprio_size, bounds, rngs))
+    return define(lambda rngs: ResidualPolicy(config, vector, cameras, proprio_size, bounds, text_width, rngs))

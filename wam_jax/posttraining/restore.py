@@ -30,7 +30,12 @@ def define_correction(
     told = base.meta["identity"]["interface"]
     config = ResidualConfig(**_with_tuples(identity["residual"]))
     residual = define_residual(
-        config, identity["adapters"]["size"], told["cameras"], told["proprio_size"], config.bounds(chunks)
+        config,
+        identity["adapters"]["size"],
+        told["cameras"],
+        told["proprio_size"],
+        config.bounds(chunks),
+        identity["text_width"],
     )
     shared = {field.name: getattr(base.policy, field.name) for field in dataclasses.fields(base.policy)}
     kind = CorrectedRemotePolicy if isinstance(base.policy, RemotePolicy) else CorrectedPolicy
