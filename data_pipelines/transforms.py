@@ -84,6 +84,17 @@ class ActionCodec:
         """Model space to raw actions; the inverse of `encode` for actions within ``limit``."""
         return self._by_block(encoded, self._decode)
 
+    @property
+    def block_steps(self) -> int:
+        """Of a block.
+
+        Raises:
+          ValueError: it has none; displacements are those from a window's start.
+        """
+        if self.block is None:
+            raise ValueError("these actions are not cut into blocks; set data.action_block")
+        return self.block
+
     def _by_block(self, chunk: AnyArray, convert: Callable[[AnyArray], AnyArray]) -> AnyArray:
         """Converts every block of a chunk.
 

@@ -24,7 +24,7 @@ from wam_jax import console
 from wam_jax.evaluation.success import EvaluationConfig, closed_loop_score
 from wam_jax.nn.lora import FACTORS, Lora, with_lora
 from wam_jax.nn.module import Definition, Params
-from wam_jax.policy import Policy, PolicyParams
+from wam_jax.policy import Policy
 from wam_jax.posttraining.adapters import Adapters
 from wam_jax.posttraining.eyes import eyes_of, frame_channels
 from wam_jax.posttraining.online import (
@@ -73,27 +73,59 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
     Returns:
       whether it then does, from other starts, and whether that goes with success (World2Act's claim).
     """
-    numbers, base = config.posttrain, work.base
+    take = _starts(config, work)
+    learner, definition, identity = _learner(config, work)
+    lora = config.posttrain.method == "lora"
+    # LoRA's trainer holds the model: here, it would be there twice.
+    base = dataclasses.replace(work.base.params, model={}) if lora else work.base.params
+    frozen = jax.device_put(
+        Frozen(
+            base=base,
+            adapters=work.adapter_params,
+            text=work.task.text,
+            embodiment=jnp.asarray(work.task.embodiment),
+        ),
+        replicated(mesh),
+    )
+    job = _online_job(config, work, mesh, learner, definition, identity, frozen, take)
+    untrained = work.base.params if lora else learner.acting(definition.init(jax.random.key(0)), frozen)
+    before = work.base.policy if lora else learner.policy
+    tracked = _Tracked(config, work, learner, frozen, take)
+    direction = tracked.measure(gradient_directions, before, untrained, "direction of the gradient")
+    console.log(f"gradient of similarity and what the expert would change: cosine {direction.mean():.2f} (chance: 0)")
+    run_job(config, work.data, directory, job)
+    after = load_policy(directory, mesh)
+    followed = tracked.measure(whole_episodes, after.policy, after.params, "episodes to their end")
+    return Tracking(followed.similarity, followed.success > 0, direction)
+
+
+def _starts(config: ConfigDict, work: Work) -> Callable[[Any], Starts]:
+    """``take(rows)`` of the starts that were imagined; those that are only tracked come last."""
     episodes = starts_of(config, work.task)
-    keys = np.asarray(jax.random.key_data(episodes.keys))
+    keys, looks = np.asarray(jax.random.key_data(episodes.keys)), jax.tree.map(np.asarray, episodes.looks)
     video = _read(config, work, work.imagined, lambda adapters, latents: adapters.of_video(latents))
-    looks = jax.tree.map(np.asarray, episodes.looks)
 
     def take(rows: Any) -> Starts:
         rows = np.asarray(rows)
         return Starts(keys=keys[rows], video=video[rows], looks=jax.tree.map(lambda x: x[rows], looks))
 
-    lora = numbers.method == "lora"
-    learner, definition, identity = _learner(config, work)
-    # LoRA's trainer holds the model: here, it would be there twice.
-    params = PolicyParams(model={}, tokenizer=base.params.tokenizer) if lora else base.params
-    frozen = Frozen(
-        base=params,
-        adapters=work.adapter_params,
-        text=work.task.text,
-        embodiment=jnp.asarray(work.task.embodiment),
-    )
-    job = Job(
+    return take
+
+
+def _online_job(
+    config: ConfigDict,
+    work: Work,
+    mesh: Mesh,
+    learner: Learner,
+    definition: Definition,
+    identity: dict[str, Any],
+    frozen: Frozen,
+    take: Callable[[Any], Starts],
+) -> Job:
+    """The training of stage 2."""
+    numbers, lora = config.posttrain, config.posttrain.method == "lora"
+    tokenizer = work.base.params.tokenizer
+    return Job(
         name="post-training",
         trainer=Trainer(
             definition=definition,
@@ -106,32 +138,34 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
         ),
         batch_size=numbers.batch_size,
         identity={**identity, "posttrain": _described(config, work)},
-        frozen=jax.device_put(frozen, replicated(mesh)),
-        tokenizer=base.params.tokenizer if lora and base.params.tokenizer.saved else None,
+        frozen=frozen,
+        tokenizer=tokenizer if lora and tokenizer.saved else None,
         source=open_run(Path(config.init)) if lora else None,
         batches=lambda: endless(numbers.trajectories, numbers.batch_size, config.seed, take),
         score=_score(config, work, learner, frozen, mesh) if config.train.score.every else None,
     )
-    others = range(numbers.trajectories, numbers.trajectories + numbers.tracked, numbers.batch_size)
 
-    def track(measure: Callable[..., Follow], policy: Policy, params: Any, what: str) -> Any:
-        follows = dataclasses.replace(learner, policy=policy)  # type: ignore[type-var]
-        run = compilation.jit(measure(work.env, follows, work.adapters, work.data.codec, work.view))
-        found = []
-        for start in console.progress(others, what):
+
+class _Tracked(NamedTuple):
+    """The starts that were imagined and are not learned from."""
+
+    config: ConfigDict
+    work: Work
+    learner: Learner
+    frozen: Frozen
+    take: Callable[[Any], Starts]
+
+    def measure(self, measure: Callable[..., Follow], policy: Policy, params: Any, what: str) -> Any:
+        """Of each of them, by a policy with its parameters."""
+        numbers, work = self.config.posttrain, self.work
+        learner = dataclasses.replace(self.learner, policy=policy)  # type: ignore[type-var]
+        run = compilation.jit(measure(work.env, learner, work.adapters, work.data.codec, work.view))
+        last, found = numbers.trajectories + numbers.tracked, []
+        for start in console.progress(range(numbers.trajectories, last, numbers.batch_size), what):
             rows = np.arange(start, start + numbers.batch_size)
-            key = jax.random.fold_in(jax.random.key(config.seed), start)
-            found.append(jax.tree.map(np.asarray, run(params, job.frozen, take(rows), key)))
+            key = jax.random.fold_in(jax.random.key(self.config.seed), start)
+            found.append(jax.tree.map(np.asarray, run(params, self.frozen, self.take(rows), key)))
         return jax.tree.map(lambda *rows: np.concatenate(rows), *found)
-
-    untrained = base.params if lora else learner.acting(definition.init(jax.random.key(0)), frozen)
-    before = base.policy if lora else learner.policy
-    direction = track(gradient_directions, before, untrained, "direction of the gradient")
-    console.log(f"gradient of similarity and what the expert would change: cosine {direction.mean():.2f} (chance: 0)")
-    run_job(config, work.data, directory, job)
-    after = load_policy(directory, mesh)
-    followed = track(whole_episodes, after.policy, after.params, "episodes to their end")
-    return Tracking(followed.similarity, followed.success > 0, direction)
 
 
 def imitate(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> None:

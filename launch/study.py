@@ -234,7 +234,9 @@ def _run_arm(
         }
     settings = EvaluationConfig(**config.evaluation)
     tasks = [described_task(asked, task, every_wording=measure.robustness) for task in config.demos.tasks]
-    success = np.concatenate([policy_outcomes(task, trained, settings, mesh).success for task in tasks])
+    ended = [policy_outcomes(task, trained, settings, mesh) for task in tasks]
+    success = np.concatenate([found.success for found in ended])
+    metrics["wrong_object"] = float(np.concatenate([found.wrong for found in ended]).mean())
     changed = {}
     if measure.robustness:
         found = [evaluate_robustness(task, trained, settings, mesh).by_axis for task in tasks]

@@ -18,7 +18,6 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import SideBySide, endless
-from data_pipelines.transforms import ActionCodec
 from launch.config import ConfigError, to_plain
 from launch.data import Data, open_data
 from launch.evaluate import described_task
@@ -270,7 +269,7 @@ def train_adapters(
     """
     numbers, tokenizer, sizes = config.posttrain.adapters, world.params.tokenizer, adapter_sizes(config)
     channels = frame_channels(sizes, world)
-    definition = define_adapters(sizes, channels, _block(data.codec), data.codec.action_size)
+    definition = define_adapters(sizes, channels, data.codec.block_steps, data.codec.action_size)
 
     def loss(params: Params, eyes: Eyes, batch: Batch, key: jax.Array, step: jax.Array):
         return _sequence_loss(config, data, view, definition, params, eyes, batch, key)
@@ -309,11 +308,6 @@ def train_adapters(
         batches=batches,
     )
     return definition, run_job(config, data, directory, job).acting
-
-
-def _block(codec: ActionCodec) -> int:
-    assert codec.block is not None
-    return codec.block
 
 
 def _sequence_loss(

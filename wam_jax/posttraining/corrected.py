@@ -32,7 +32,7 @@ class CorrectedPolicy(Policy):
 
     Attributes:
       adapters, residual: definitions.
-      chunks: the adapters' units of actions; its ``block`` is the length of a chunk.
+      chunks: the adapters' units of actions; its blocks are chunks.
       view: how the action adapter sees them.
     """
 
@@ -61,7 +61,7 @@ class CorrectedPolicy(Policy):
     ) -> tuple[Float[Array, "B M A"], Float[Array, "B S L H n"] | None]:
         """As ``Policy.look``: the base through the lens, corrected, in the adapters' units."""
         base, attention = super().look(params, observation, rng, lens)
-        raw = jnp.asarray(self.codec.decode(base))[:, : self.chunks.block]
+        raw = jnp.asarray(self.codec.decode(base))[:, : self.chunks.block_steps]
         return self.wanted(params, raw, observation), attention
 
     def propose(
@@ -69,7 +69,7 @@ class CorrectedPolicy(Policy):
     ) -> tuple[Float[Array, "B M A"], PolicyState | None]:
         """What the base alone would do."""
         base, policy_state = super().act(params, policy_state, observation, rng)
-        return base[:, : self.chunks.block], policy_state
+        return base[:, : self.chunks.block_steps], policy_state
 
     def correct(
         self,

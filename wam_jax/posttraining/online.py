@@ -135,7 +135,7 @@ class WholeLearner:
     ) -> tuple[Float[Array, "N M A"], PolicyState | None, Any]:
         """Its actions; noted is the key that they were drawn with."""
         actions, policy_state = self.policy.act(params, policy_state, observation, key)
-        return actions[:, : self.chunks.block], policy_state, key
+        return actions[:, : self.chunks.block_steps], policy_state, key
 
     def wanted(self, params: PolicyParams, seen: Observation, notes: jax.Array) -> Float[Array, "T N M A"]:
         """Drawn again, time after time; each is computed once more for its gradient, or memory would not do.
@@ -147,7 +147,7 @@ class WholeLearner:
         @jax.checkpoint
         def draw(observation: Observation, key: jax.Array) -> Array:
             actions, _ = free.act(params, None, observation, key)
-            return jnp.asarray(self.chunks.encode(actions[:, : self.chunks.block]))
+            return jnp.asarray(self.chunks.encode(actions[:, : self.chunks.block_steps]))
 
         return jax.lax.map(lambda moment: draw(*moment), (seen, notes))
 
@@ -217,8 +217,7 @@ def online_loss(
       chunks: their units of actions.
       view: how they see them.
     """
-    assert chunks.block is not None
-    meet, length = _meeting(env, learner, chunks, view), chunks.block
+    meet, length = _meeting(env, learner, chunks, view), chunks.block_steps
 
     def loss(trained: Params, frozen: Frozen, batch: Starts, key: jax.Array, step: Array):
         params, bound = learner.acting(trained, frozen), _bound(adapters, frozen)
@@ -266,8 +265,7 @@ def gradient_directions(
 
     1: who follows the gradient does what the expert would; 0: it says nothing about that.
     """
-    assert chunks.block is not None
-    meet, length = _meeting(env, learner, chunks, view, advised=True), chunks.block
+    meet, length = _meeting(env, learner, chunks, view, advised=True), chunks.block_steps
 
     def run(params: Any, frozen: Frozen, batch: Starts, key: jax.Array) -> Float[Array, "N"]:
         bound, done = _bound(adapters, frozen), meet(params, frozen, batch, key, batch.video.shape[1] * length)
@@ -309,8 +307,7 @@ def _meeting(
     advised: bool = False,
 ) -> Callable[[Any, Frozen, Starts, jax.Array, int], _Done]:
     """What is done in the time that was imagined, and success after ``steps`` steps."""
-    assert chunks.block is not None
-    length = chunks.block
+    length = chunks.block_steps
 
     def meet(params: Any, frozen: Frozen, batch: Starts, key: jax.Array, steps: int) -> _Done:
         states = reset(env, jax.random.wrap_key_data(batch.keys), batch.looks)

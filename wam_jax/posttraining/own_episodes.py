@@ -59,7 +59,7 @@ class NoisyPerformer:
         """Actions, the policy's memory, and the actions once more, as a note."""
         own, share, way, jitter = jax.random.split(key, 4)
         actions, policy_state = self.policy.act(params, policy_state, observation, own)
-        actions = actions[:, : self.chunks.block]
+        actions = actions[:, : self.chunks.block_steps]
         count, _, size = actions.shape
         moved = jax.random.uniform(way, (count, 1, size), minval=-1.0)
         moved = moved + _JITTER * jax.random.normal(jitter, actions.shape)
@@ -82,8 +82,7 @@ def own_episodes(
 
     def run(params: WamParams, keys: jax.Array, looks: Variation | None, key: jax.Array) -> OwnEpisodes:
         states = reset(env, keys, looks)
-        length = performer.chunks.block
-        assert length is not None
+        length = performer.chunks.block_steps
         # Once more, to see where the last one led.
         rolled = roll(env, performer, params, states, (chunks + 1) * length, length, key)
         actions = env.executed(rearrange(rolled.notes[:chunks], "t n m a -> n (t m) a"))

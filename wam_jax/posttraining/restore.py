@@ -100,7 +100,7 @@ def load_policy(name: str | Path, mesh: Mesh) -> Trained:
         residual=load_params(directory, residual, mesh),
     )
     own = {name: meta["identity"].get(name) for name in ("correction", "posttrain", "seed")}
-    interface = {**base.meta["identity"]["interface"], "action_horizon": policy.chunks.block}
+    interface = {**base.meta["identity"]["interface"], "action_horizon": policy.chunks.block_steps}
     described = {**base.meta["identity"], "interface": interface, "corrected": own}
     return dataclasses.replace(base, policy=policy, params=params, step=step, meta={**base.meta, "identity": described})
 
