@@ -29,7 +29,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     file = next((file for file in (Path(path), _ROOT / path) if file.is_file()), None)
     if file is None:
-        raise ConfigError(f"config {path!r} does not exist (has: {', '.join(_known_configs())})")
+        raise ConfigError(f"config {path!r} does not exist (has: {', '.join(_known_configs(path))})")
     module_spec = importlib.util.spec_from_file_location("wam_config", file)
     assert module_spec is not None
     assert module_spec.loader is not None
@@ -48,6 +48,14 @@ def default_workdir(path: str) -> Path:
     return Path("runs", *(parts[below[-1] + 1 :] if below else parts[-1:]))
 
 
+def missing(field: str, run: str) -> ConfigError:
+    """``field`` names a run that is not here; the message has the command that makes it, where there is one."""
+    file = Path("configs", *Path(run).parts[1:]).with_suffix(".py")  # see default_workdir
+    here = Path(run).parts[:1] == ("runs",) and (_ROOT / file).is_file()
+    how = f"train it first (wam train --config {file.as_posix()})" if here else "train it first"
+    return ConfigError(f"config.{field}={run!r} is no run that is here; {how}, or name another")
+
+
 def to_plain(config: Any) -> Any:
     """A config as JSON-able dicts, lists and numbers."""
     if isinstance(config, ConfigDict):
@@ -57,9 +65,12 @@ def to_plain(config: Any) -> Any:
     return config
 
 
-def _known_configs() -> list[str]:
-    found = [path for path in (_ROOT / "configs").rglob("*.py") if path.stem not in ("__init__", "common")]
-    return sorted(path.relative_to(_ROOT).as_posix() for path in found)
+def _known_configs(path: str) -> list[str]:
+    """Those that ``path`` may have meant: of the folder of that name, if there is one."""
+    folder = _ROOT / Path(path).with_suffix("")
+    configs = folder if folder.is_dir() else _ROOT / "configs"
+    found = [file for file in configs.rglob("*.py") if file.stem not in ("__init__", "common")]
+    return sorted(file.relative_to(_ROOT).as_posix() for file in found)
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:

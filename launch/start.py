@@ -14,6 +14,7 @@ from launch.alignment import check_alignment, unfrozen_patterns
 from launch.config import ConfigError, to_plain
 from launch.data import Data
 from launch.memory import Remedy
+from launch.tokenizers import check_tokenizers
 from wam_jax import assets, console
 from wam_jax.asset_table import ASSETS
 from wam_jax.nn.lora import FACTORS
@@ -39,9 +40,11 @@ def check_start(config: ConfigDict, directory: Path, starts: bool = False) -> No
       ConfigError: no system is named, and what training starts from does not tell it.
       ValueError: the system, its size or one of its options is unknown; or a layer or projector of the alignment.
       AssetMissing, FileNotFoundError: ``config.init`` is not here.
+      ConfigError: nor a tokenizer that is named.
     """
     if is_run(directory):  # it goes on with what it has
         return
+    check_tokenizers(config)
     _locate(config.init)
     if not config.model.name and not (config.init and is_run(Path(config.init))):
         raise ConfigError(

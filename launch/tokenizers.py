@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from data_pipelines.batches import LatentSource
 from data_pipelines.windows import WindowSpec
 from launch.alignment import feature_width, load_teacher
-from launch.config import ConfigError
+from launch.config import ConfigError, missing
 from launch.data import Data, build_latents
 from launch.job import Job, run_job
 from wam_jax import console, processes
@@ -41,11 +41,24 @@ TOKENIZER, LATENT_ACTION = "tokenizer", "latent_action"  # folders of a run
 _SAMPLE = 256  # windows that statistics are computed from
 
 
+def check_tokenizers(config: ConfigDict) -> None:
+    """Whether what a config starts from is there, before any work is done.
+
+    Raises:
+      ConfigError: a tokenizer is not, or latent actions; says how to make them.
+    """
+    init = config.tokenizer.init
+    if init and not config.tokenizer.name and not (is_run(Path(init)) or saved.is_saved(Path(init) / TOKENIZER)):
+        raise missing("tokenizer.init", init)
+    if (init := config.latent_action.init) and not saved.is_saved(Path(init) / LATENT_ACTION):
+        raise missing("latent_action.init", init)
+
+
 def find_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) -> Tokenizer:
     """A published tokenizer, that of ``config.tokenizer.init`` or ``config.init``, or one trained here.
 
     Raises:
-      ConfigError: it is for other images.
+      ConfigError: it is for other images, or not there.
     """
     image_size = tuple(config.data.image_size)
     if config.tokenizer.name:
@@ -56,7 +69,7 @@ def find_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) ->
     tokenizer = next((found for folder in [*own, start] if folder and (found := tokenizer_of(Path(folder)))), None)
     if tokenizer is None:
         if config.tokenizer.init:
-            raise ConfigError(f"config.tokenizer.init {config.tokenizer.init!r} is no run, and holds no tokenizer")
+            raise missing("tokenizer.init", config.tokenizer.init)
         return train_tokenizer(config, data, mesh, workdir / TOKENIZER)
     if tuple(tokenizer.config.image_size) != image_size:
         raise ConfigError(

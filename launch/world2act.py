@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import SideBySide, endless
-from launch.config import ConfigError, to_plain
+from launch.config import ConfigError, missing, to_plain
 from launch.data import Data, open_data
 from launch.evaluate import described_task
 from launch.imagine import skills_of_expert
@@ -42,6 +42,7 @@ from wam_jax.sim.tasks import skill_text
 from wam_jax.training.losses import encode_batch
 from wam_jax.training.optimizer import OptimizerConfig
 from wam_jax.training.restore import Trained, fingerprint, load_trained
+from wam_jax.training.run import is_run
 from wam_jax.training.trainer import Trainer
 from wam_jax.types import Batch
 
@@ -111,6 +112,9 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
         known = ", ".join(PRESETS)
         raise ConfigError(f"config.posttrain.adapters.preset={numbers.adapters.preset!r} is unknown (has: {known})")
     adapter_sizes(config)  # raises, if they cannot be
+    for name, run in (("posttrain.world", numbers.world), ("init", config.init)):  # the first has the other's tokenizer
+        if run and not is_address(run) and not is_run(Path(run)):
+            raise missing(name, run)
 
 
 def adapter_sizes(config: ConfigDict) -> AdapterConfig:

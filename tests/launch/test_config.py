@@ -87,6 +87,10 @@ def test_missing_file_lists_the_configs_there_are():
     assert str(error.value).startswith("config 'configs/quikstart.py' does not exist (has: configs/")
     assert "configs/quickstart.py" in str(error.value)
     assert "common" not in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        load_config("configs/world2act.py")
+    files = [f"configs/world2act/{name}.py" for name in ("base", "posttrain", "skills_world", "world")]
+    assert str(error.value) == f"config 'configs/world2act.py' does not exist (has: {', '.join(files)})"
 
 
 def test_to_plain_is_json(path):

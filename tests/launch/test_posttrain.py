@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from configs.world2act import base as base_config
 from configs.world2act import posttrain as config_file
 from launch.config import ConfigError, set_field
 from launch.imagined_starts import expert_videos
+from launch.start import check_start
 from launch.world2act import check_posttrain
 from wam_jax.sim import compilation
 from wam_jax.sim.tabletop import Tabletop
@@ -54,6 +56,25 @@ def test_what_is_wrong_is_said_at_once(fields, message):
     with pytest.raises(ConfigError) as error:
         check_posttrain(config)
     assert message in str(error.value)
+
+
+def test_the_runs_that_are_missing_are_named_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = config_file.get_config()
+    how = "no run that is here; train it first (wam train --config configs/world2act/{0}.py), or name another"
+    with pytest.raises(ConfigError) as error:
+        check_posttrain(config)
+    assert str(error.value) == "config.posttrain.world='runs/world2act/world' is " + how.format("world")
+    config.posttrain.world = ""
+    with pytest.raises(ConfigError) as error:
+        check_posttrain(config)
+    assert str(error.value) == "config.init='runs/world2act/base' is " + how.format("base")
+    with pytest.raises(ConfigError) as error:
+        check_start(base_config.get_config(), tmp_path / "run")
+    assert str(error.value) == "config.tokenizer.init='runs/world2act/world' is " + how.format("world")
+    config.init = "elsewhere"
+    with pytest.raises(ConfigError, match="train it first, or name another"):
+        check_posttrain(config)
 
 
 @jax.tree_util.register_static
