@@ -6,8 +6,9 @@ launch/posttrain.py.
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -24,6 +25,7 @@ from launch.evaluate import described_task
 from launch.imagine import skills_of_expert
 from launch.imagined_starts import Imagined, imagine_starts
 from launch.job import Job, run_job
+from launch.kept import digest
 from launch.own_episodes import OWN_SEED, OwnSequences, own_sequences
 from launch.tokenizers import encode_dataset, tokenizer_key, with_images_for
 from wam_jax.evaluation.success import TaskText, task_env
@@ -161,7 +163,7 @@ def prepare(config: ConfigDict, mesh: Mesh, directory: Path, shared: Path | None
       config: with ``posttrain``.
       mesh: of all devices.
       directory: of the run.
-      shared: where what is imagined is kept, for several runs; None: in the run's folder.
+      shared: where what several runs have in common is kept; None: in the run's folder.
     """
     base = load_base(config.init, mesh)
     world = load_trained(Path(config.posttrain.world), mesh) if config.posttrain.world else base
@@ -177,9 +179,30 @@ def prepare(config: ConfigDict, mesh: Mesh, directory: Path, shared: Path | None
     own = None
     if config.posttrain.adapters.own_episodes:
         own = own_sequences(config, base, task, env, data, world.params.tokenizer, shared or directory)
-    adapters, adapter_params = train_adapters(config, data, view, world, mesh, directory / ADAPTERS, own)
+    place = directory / ADAPTERS
+    if shared:
+        place = shared / f"{ADAPTERS}_{digest(_deciding_adapters(config, world, own))}"
+    adapters, adapter_params = train_adapters(config, data, view, world, mesh, place, own)
+    if shared:  # a run is whole without what it shares
+        _copy_once(place, directory / ADAPTERS)
     imagined = imagine_starts(config, world, task, env, told, windows, shared or directory)
     return Work(base, world, task, env, chunk, told, windows, data, view, adapters, adapter_params, imagined)
+
+
+def _deciding_adapters(config: ConfigDict, world: Trained, own: OwnSequences | None) -> list[Any]:
+    """What runs on the same data have to agree on to share stage 1; `run_job` refuses whatever else differs."""
+    numbers = to_plain(config.posttrain.adapters)
+    return [config.seed, numbers, config.posttrain.method == "pixels", fingerprint(world), own and own.told]
+
+
+def _copy_once(source: Path, target: Path) -> None:
+    """A folder and all that is in it: whole, or not at all."""
+    if target.exists():
+        return
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(source, unfinished)
+    unfinished.rename(target)
 
 
 def _chunk_of(world: Trained, base: Trained, config: ConfigDict) -> int:
