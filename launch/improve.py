@@ -263,7 +263,6 @@ def _learner(config: ConfigDict, work: Work) -> tuple[Learner, Definition, dict[
             "chunks": codec.to_dict(),
             "view": work.view.to_dict(),
             "residual": dataclasses.asdict(ResidualConfig(**to_plain(config.posttrain.residual.options))),
-            "text_width": work.task.text.features.shape[-1],
         }
         corrected, _, residual = define_correction(told, base)
         return ResidualLearner(corrected), residual, {"correction": told}

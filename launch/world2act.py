@@ -71,6 +71,10 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
             f"the policy at {config.init} can only be corrected: set config.posttrain.method=residual, and "
             "config.posttrain.world to the run of a world model"
         )
+    if is_address(config.init) and numbers.residual.options.get("sees", "pictures") != "pictures":
+        raise ConfigError(
+            f"the policy at {config.init} shows no hidden tokens; leave config.posttrain.residual.options.sees=pictures"
+        )
     if len(config.demos.tasks) != 1:
         raise ConfigError(f"config.demos.tasks is {config.demos.tasks}; post-training is for one task")
     for name, seed in (("evaluation", config.evaluation.seed), ("train.score", config.train.score.seed)):

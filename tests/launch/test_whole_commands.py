@@ -114,7 +114,7 @@ from configs.studies import world2act
 
 def get_config():
     config = world2act.get_config()
-    for name in set(config.arms) - {"base", "residual", "words", "pixels"}:
+    for name in set(config.arms) - {"base", "residual", "sighted", "pixels"}:
         del config.arms[name]
     for name, arm in config.arms.items():
         arm.before["train.optimizer.steps"] = 10
@@ -134,7 +134,7 @@ def test_a_study_of_post_trained_arms_shares_their_base_and_is_found_again(base,
     study = ["study", str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "study"), *fields]
     assert main(study) == 0
     summary = json.loads((tmp_path / "study" / "summary.json").read_text())
-    assert set(summary["arms"]) == {"base", "residual", "words", "pixels"}
+    assert set(summary["arms"]) == {"base", "residual", "sighted", "pixels"}
     assert len(list((tmp_path / "study" / "before").glob("*/seed_0"))) == 1
     assert {"online_similarity", "adapters_retrieval"} <= summary["metrics"]["residual"][0].keys()
     assert "adapters_reconstruction" in summary["metrics"]["pixels"][0]

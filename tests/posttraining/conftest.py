@@ -13,6 +13,7 @@ from wam_jax.policy import Policy
 from wam_jax.posttraining.adapters import AdapterConfig, define_adapters
 from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.corrected import CorrectedParams, CorrectedPolicy
+from wam_jax.posttraining.eyes import present_size
 from wam_jax.posttraining.residual import ResidualConfig, define_residual
 from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer
 from wam_jax.types import Observation, Text
@@ -24,7 +25,7 @@ CHUNK = 4
 SIZES = {"layers": 1, "video": 32, "video_ffn": 64, "action": 16, "action_ffn": 32}
 
 
-def corrected(system: str, horizon: int, frame_steps: tuple[int, ...], tubelet: int = 1):
+def corrected(system: str, horizon: int, frame_steps: tuple[int, ...], tubelet: int = 1, sees: str = "pictures"):
     """A policy, its corrected form, parameters that make both act, and what three robots see."""
     spec = make_spec(system, **SIZES, **({"action_steps": 2, "video_steps": 2} if system == "fast_wam" else {}))
     interface = Interface(
@@ -42,13 +43,15 @@ def corrected(system: str, horizon: int, frame_steps: tuple[int, ...], tubelet: 
     codec = ActionCodec(deltas, Affine(np.zeros(4, np.float32), scale), np.ones(4, np.float32), block)
     base = Policy(definition=definition, codec=codec, proprio=Affine.identity(7))
     adapters = define_adapters(AdapterConfig(size=8, video_widths=(8, 8), action_widths=(16, 8)), 8, CHUNK, 4)
-    residual = define_residual(ResidualConfig(image_widths=(8, 8)), 8, 2, 7, (0.5, 0.5, 0.5, 1.5))
+    sizes, tokens = ResidualConfig(image_widths=(8, 8), sees=sees), present_size(definition.bind(definition.shapes()))
+    residual = define_residual(sizes, 8, 2, 7, (0.5, 0.5, 0.5, 1.5), tokens)
     policy = CorrectedPolicy(
         **{field.name: getattr(base, field.name) for field in dataclasses.fields(Policy)},
         adapters=adapters,
         residual=residual,
         chunks=dataclasses.replace(codec, block=CHUNK),
         view=ChunkView.make(codec, base.proprio, (3, 4, 5), 0.025, (3,)),
+        sees=sees,
     )
     random = np.random.default_rng(0)
     leaves, tree = jax.tree.flatten(definition.shapes())

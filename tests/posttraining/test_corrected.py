@@ -100,6 +100,24 @@ def test_the_whole_policy_is_drawn_again_as_it_acted(fast_wam):
     assert np.abs(np.diff(reached, axis=2)).max() > 1 + 1e-3
 
 
+def test_through_the_bases_eyes_a_residual_sees_and_hears_and_changes_nothing_there(make_corrected):
+    base, policy, params, seen = make_corrected("fast_wam", 6, (0, 4), sees="base")
+    plain = PolicyParams(model=params.model, tokenizer=params.tokenizer)
+    expected, _ = jax.jit(base.act)(plain, None, seen, jax.random.key(3))
+    found, _ = jax.jit(policy.act)(params, None, seen, jax.random.key(3))
+    np.testing.assert_array_equal(found, expected[:, : policy.chunks.block_steps])
+    chunk, moved = expected[:, : policy.chunks.block_steps], jax.jit(policy.wanted)
+    told = dataclasses.replace(seen, text=jax.tree.map(lambda x: x[::-1], seen.text))
+    shown = dataclasses.replace(seen, images=seen.images[::-1])
+    out = {**params.residual["out"], "kernel": 0.01 * moving(params).residual["out"]["kernel"]}  # within its bounds
+    params = dataclasses.replace(params, residual={**params.residual, "out": out})
+    for other in (told, shown):
+        assert np.abs(moved(params, chunk, other) - moved(params, chunk, seen)).max() > 1e-4
+    slope = jax.grad(lambda params: policy.wanted(params, chunk, seen).sum(), allow_int=True)(params)
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(slope.residual))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves((slope.model, slope.adapters)))
+
+
 def test_a_base_that_remembers_is_told_what_was_done(make_corrected):
     base, policy, params, seen = make_corrected("repwam", 8, (0, 4, 8))
     params = moving(params)

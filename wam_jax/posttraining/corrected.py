@@ -11,6 +11,7 @@ from wam_jax.nn.module import Definition, Params
 from wam_jax.policy import Policy, PolicyParams, PolicyState
 from wam_jax.posttraining.adapters import Adapters
 from wam_jax.posttraining.chunk_view import ChunkView
+from wam_jax.posttraining.eyes import present_tokens
 from wam_jax.posttraining.residual import ResidualPolicy
 from wam_jax.serving.remote import RemotePolicy
 from wam_jax.types import Observation
@@ -34,12 +35,14 @@ class CorrectedPolicy(Policy):
       adapters, residual: definitions.
       chunks: the adapters' units of actions; its blocks are chunks.
       view: how the action adapter sees them.
+      sees: what the residual sees, as ``ResidualConfig.sees``.
     """
 
     adapters: Definition[Adapters]
     residual: Definition[ResidualPolicy]
     chunks: ActionCodec
     view: ChunkView
+    sees: str = "pictures"
 
     def act(
         self,
@@ -93,7 +96,14 @@ class CorrectedPolicy(Policy):
         adapters = self.adapters.bind(params.adapters)
         residual = self.residual.bind(params.residual)
         seen = self.view(encoded, observation.proprio[:, None])
-        return encoded + residual(adapters, seen, proprio, observation.images[:, -1], observation.text)
+        return encoded + residual(adapters, seen, proprio, self._sight(params, observation))
+
+    def _sight(self, params: CorrectedParams, observation: Observation) -> Array:
+        """What the residual sees."""
+        if self.sees == "pictures":
+            return observation.images[:, -1]
+        model = self.definition.bind(params.model)
+        return present_tokens(model, self._now(model, params, observation))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

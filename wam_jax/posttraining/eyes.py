@@ -1,8 +1,9 @@
-"""What World2Act's video adapter sees of frames: their latents, or a world model's hidden tokens of them.
+"""What a model's hidden tokens say of frames, to those that see through its eyes.
 
-The second is as the paper's other description of the adapters has it. Every frame is then read by itself, where the
-model has the present: without noise, a future or words, so that a frame of a demonstration and an imagined one give
-what they show and nothing of how they came about.
+World2Act's video adapter sees latents, or, as the paper's other description has it, a world model's hidden tokens of
+them. Every frame is then read by itself, where the model has the present: without noise, a future or words, so that a
+frame of a demonstration and an imagined one give what they show and nothing of how they came about. A residual may see
+the hidden tokens of the policy that it corrects; these have read its words.
 """
 
 import dataclasses
@@ -65,23 +66,40 @@ def frame_features(model: WorldActionModel, latents: Float[Array, "B T V h w C"]
     Raises:
       ValueError: the model is given no present frame.
     """
-    group, sizes = _present(model), model.interface
+    stream, sizes = _present(model).stream, model.interface
     flat = latents.reshape(-1, 1, *latents.shape[2:])
     rows = len(flat)
     words = Text(features=jnp.zeros((rows, 1, sizes.text_width)), mask=jnp.ones((rows, 1), bool))
     known = Known(
-        values={group.stream: flat},
+        values={stream: flat},
         present={},
         counted={},
         proprio=jnp.zeros((rows, 1, sizes.proprio_size)),
         text=words,
         embodiment=jnp.zeros(rows, jnp.int32),
     )
-    context = model.begin(known, lens=Lens(layers=(max(model.spec.num_layers // 2 - 1, 0),)))
-    (entry,) = model.extend(context, (group,), known).cache.entries
+    hidden = present_tokens(model, known, max(model.spec.num_layers // 2 - 1, 0))
+    return hidden.mean(1).reshape(*latents.shape[:2], -1)
+
+
+def present_tokens(model: WorldActionModel, known: Known, layer: int | None = None) -> Float[Array, "B N D"]:
+    """Of the present frame, all cameras, after a layer; no gradient reaches the model.
+
+    ``layer``: None: the last that anything reads, which is the last but one.
+
+    Raises:
+      ValueError: the model is given no present frame.
+    """
+    layer = max(model.spec.num_layers - 2, 0) if layer is None else layer
+    context = model.begin(known, lens=Lens(layers=(layer,)))
+    (entry,) = model.extend(context, (_present(model),), known).cache.entries
     assert entry.layers is not None  # the lens asks for them
-    hidden = jax.lax.stop_gradient(entry.layers)
-    return hidden[0].mean(1).astype(jnp.float32).reshape(*latents.shape[:2], -1)
+    return jax.lax.stop_gradient(entry.layers)[0].astype(jnp.float32)
+
+
+def present_size(model: WorldActionModel) -> tuple[int, int] | None:
+    """How many tokens ``present_tokens`` gives, and their width; None: it is given no present frame."""
+    return None if _find_present(model) is None else (model.layout.tokens_per_frame, feature_width(model))
 
 
 def feature_width(model: WorldActionModel) -> int:
@@ -99,7 +117,11 @@ def _present(model: WorldActionModel) -> Group:
     Raises:
       ValueError: it is not given any.
     """
-    video = (g for g in model.layout.groups if model.spec.stream(g.stream).kind == "video" and g.clean and g.block == 0)
-    if (found := next(video, None)) is None:
+    if (found := _find_present(model)) is None:
         raise ValueError(f"{model.spec.name} is given no present frame; set posttrain.adapters.preset=latents")
     return found
+
+
+def _find_present(model: WorldActionModel) -> Group | None:
+    video = (g for g in model.layout.groups if model.spec.stream(g.stream).kind == "video" and g.clean and g.block == 0)
+    return next(video, None)

@@ -12,6 +12,7 @@ from wam_jax.nn.module import Definition, Params
 from wam_jax.posttraining.adapters import AdapterConfig, Adapters, define_adapters
 from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.corrected import CorrectedParams, CorrectedPolicy, CorrectedRemotePolicy
+from wam_jax.posttraining.eyes import present_size
 from wam_jax.posttraining.residual import ResidualConfig, ResidualPolicy, define_residual
 from wam_jax.serving.remote import RemotePolicy, is_address, load_remote
 from wam_jax.sharding import placed, replicated
@@ -29,17 +30,19 @@ def define_correction(
     adapters, view = _adapters(identity), ChunkView.from_dict(identity["view"])
     told = base.meta["identity"]["interface"]
     config = ResidualConfig(**_with_tuples(identity["residual"]))
+    remote = isinstance(base.policy, RemotePolicy)
     residual = define_residual(
         config,
         identity["adapters"]["size"],
         told["cameras"],
         told["proprio_size"],
         config.bounds(chunks),
-        identity["text_width"],
+        None if remote else present_size(base.policy.definition.bind(base.policy.definition.shapes())),
     )
     shared = {field.name: getattr(base.policy, field.name) for field in dataclasses.fields(base.policy)}
-    kind = CorrectedRemotePolicy if isinstance(base.policy, RemotePolicy) else CorrectedPolicy
-    return kind(**shared, adapters=adapters, residual=residual, chunks=chunks, view=view), adapters, residual
+    kind = CorrectedRemotePolicy if remote else CorrectedPolicy
+    policy = kind(**shared, adapters=adapters, residual=residual, chunks=chunks, view=view, sees=config.sees)
+    return policy, adapters, residual
 
 
 def _adapters(identity: dict[str, Any]) -> Definition[Adapters]:
