@@ -44,7 +44,7 @@ def corrected(system: str, horizon: int, frame_steps: tuple[int, ...], tubelet: 
     base = Policy(definition=definition, codec=codec, proprio=Affine.identity(7))
     adapters = define_adapters(AdapterConfig(size=8, video_widths=(8, 8), action_widths=(16, 8)), 8, CHUNK, 4)
     sizes, tokens = ResidualConfig(image_widths=(8, 8), sees=sees), present_size(definition.bind(definition.shapes()))
-    residual = define_residual(sizes, 8, 2, 7, (0.5, 0.5, 0.5, 1.5), tokens)
+    residual = define_residual(sizes, 8, 2, 7, ((0.5, 0.5, 0.5, 1.5),) * CHUNK, tokens)
     policy = CorrectedPolicy(
         **{field.name: getattr(base, field.name) for field in dataclasses.fields(Policy)},
         adapters=adapters,

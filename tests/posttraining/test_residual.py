@@ -10,7 +10,8 @@ from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.posttraining.adapters import AdapterConfig, define_adapters
 from wam_jax.posttraining.residual import ResidualConfig, define_residual
 
-CHUNK, ACTION, PROPRIO, TOKENS, BOUNDS = 4, 3, 5, (8, 16), (0.5, 0.5, 1.5)
+CHUNK, ACTION, PROPRIO, TOKENS = 4, 3, 5, (8, 16)
+BOUNDS = ((0.3, 0.3, 1.5), (0.4, 0.4, 1.5), (0.5, 0.5, 1.5), (0.6, 0.6, 1.5))
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +64,15 @@ def test_it_learns_from_its_zero_start_and_reads_all_that_it_is_given(parts):
         other = [jnp.roll(x, 1, 0) if i == number else x for i, x in enumerate(parts[4])]
         assert np.abs(run(params, *other) - run(params, *parts[4])).max() > 1e-2
     loud = jax.tree.map(lambda x: 50 * x, params)
-    assert (np.abs(run(loud, *parts[4])).max((0, 1)) <= np.array(BOUNDS)).all()
+    within = np.abs(run(loud, *parts[4])).reshape(6, 2, CHUNK, ACTION).max((0, 1)) <= np.float32(BOUNDS)
+    assert within.all()
 
 
-def test_what_is_not_normalised_has_a_bound_of_its_own():
+def test_bounds_are_of_single_steps_and_what_is_not_normalised_has_its_own():
     affine = Affine(np.array([0, 0.1, 0], np.float32), np.array([2, 1, 1], np.float32))
-    codec = ActionCodec(np.array([True, False, False]), affine)
-    assert ResidualConfig(bound=0.5, command_bound=1.5).bounds(codec) == (0.25, 0.5, 1.5)
+    codec = ActionCodec(np.array([True, False, False]), affine, block=3)
+    found = ResidualConfig(bound=0.5, command_bound=1.5).bounds(codec)
+    assert found == ((0.25, 0.5, 1.5), (0.5, 0.5, 1.5), (0.75, 0.5, 1.5))  # the first is a sum of steps
 
 
 def test_the_place_of_what_is_seen_matters(parts):

@@ -39,7 +39,8 @@ class ResidualConfig:
       proprio_width: of the layer between proprioception and its token.
       sees: "pictures", or "base": the base's hidden tokens of them (`posttraining.eyes.present_tokens`).
       image_widths: of the convolutions (stride 2) between pictures and their token.
-      bound: of the motion that is added, in raw actions: as far as one of so much goes, alike in every direction.
+      bound: of the motion that is added to each step, in raw actions, alike in every direction. A base that goes to a
+        wrong place plans the way there anew with every chunk, so that what is added to chunks does not add up.
       command_bound: the same of dimensions that are not normalised, such as a gripper's ±1; 0 leaves them to the base,
         above 1 they can be turned round.
 
@@ -64,11 +65,12 @@ class ResidualConfig:
         if wrong := [width for width in self.image_widths if width % _GROUPS]:
             raise ValueError(f"residual.image_widths has {wrong[0]}, which does not divide by {_GROUPS}")
 
-    def bounds(self, codec: ActionCodec) -> tuple[float, ...]:
-        """Of each dimension of the (normalised) actions."""
-        affine = codec.affine
+    def bounds(self, codec: ActionCodec) -> tuple[tuple[float, ...], ...]:
+        """Of each step of a chunk and each dimension of the (normalised) actions, ``[M, A]``."""
+        affine, steps = codec.affine, np.arange(1, codec.block_steps + 1)[:, None]
         commands = ~codec.cumulative & (affine.scale == 1) & (affine.offset == 0)
-        return tuple(np.where(commands, self.command_bound, self.bound / affine.scale).tolist())
+        motion = self.bound * np.where(codec.cumulative, steps, 1) / affine.scale  # displacements are sums of steps
+        return tuple(map(tuple, np.where(commands, self.command_bound, motion).tolist()))
 
 
 class Pictures(nnx.Module):
@@ -106,7 +108,7 @@ class ResidualPolicy(nnx.Module):
       config: sizes.
       vector: channels of the action adapter's vectors.
       cameras, proprio_size: of the robot.
-      bounds: of each dimension of its actions.
+      bounds: of each step of a chunk and each dimension of its actions.
       tokens: how many hidden tokens the base has of the present, and their width; None: it has none to show.
 
     Raises:
@@ -119,7 +121,7 @@ class ResidualPolicy(nnx.Module):
         vector: int,
         cameras: int,
         proprio_size: int,
-        bounds: tuple[float, ...],
+        bounds: tuple[tuple[float, ...], ...],
         tokens: tuple[int, int] | None,
         rngs: nnx.Rngs,
     ):
@@ -163,7 +165,7 @@ class ResidualPolicy(nnx.Module):
         moved = self.out(jax.nn.gelu(self.hidden(tokens[:, 0, : wanted.shape[1]])))
         # A loop, so that both are the same program: of the same vectors the same actions, to the last bit.
         there, here = jax.lax.map(adapters.decode, jnp.stack([vectors + moved, vectors]))
-        bounds = jnp.asarray(self.bounds)
+        bounds = jnp.tile(jnp.asarray(self.bounds), (wanted.shape[1], 1))
         return bounds * jnp.tanh((there - here) / jnp.maximum(bounds, 1e-6))
 
     def _times(self, tokens: Float[Array, "B T D"]) -> Float[Array, "T D"]:
@@ -178,7 +180,7 @@ def define_residual(
     vector: int,
     cameras: int,
     proprio_size: int,
-    bounds: tuple[float, ...],
+    bounds: tuple[tuple[float, ...], ...],
     tokens: tuple[int, int] | None = None,
 ) -> Definition[ResidualPolicy]:
     """The definition of the residual policy; no parameter is allocated."""
