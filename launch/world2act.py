@@ -73,7 +73,7 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
         )
     if is_address(config.init) and numbers.residual.options.get("sees", "pictures") != "pictures":
         raise ConfigError(
-            f"the policy at {config.init} shows no hidden tokens; leave config.posttrain.residual.options.sees=pictures"
+            f"the policy at {config.init} shows no hidden tokens; set config.posttrain.residual.options.sees=pictures"
         )
     if len(config.demos.tasks) != 1:
         raise ConfigError(f"config.demos.tasks is {config.demos.tasks}; post-training is for one task")

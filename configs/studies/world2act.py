@@ -6,10 +6,10 @@
 World2Act (arXiv 2603.10422) finds a residual that is trained on latents better than the policy it starts from, than
 LoRA on the same loss, and than imitating the same videos with guessed actions. All arms of a seed start from the same
 base policy and meet the same imagined videos; "expert" has the scripted expert's in their place, which shows what the
-method does with a world model without fault; "sighted" has a residual that sees the base's hidden tokens, not pictures
-through convolutions of its own, as the paper's; "shown" is "expert" with adapters that learned on demonstrations alone,
-as the paper's; "demonstrations" has twice the labelled ones instead. Inverse dynamics ("pixels") learns on the base's
-own episodes, too. Seeds are those of trainings: world model, demonstrations and starts are the same for all.
+method does with a world model without fault; "own_eyes" has a residual that sees through convolutions of its own, as
+the paper's, not by the base's hidden tokens; "shown" is "expert" with adapters that learned on demonstrations alone, as
+the paper's; "demonstrations" has twice the labelled ones instead. Inverse dynamics ("pixels") learns on the base's own
+episodes, too. Seeds are those of trainings: world model, demonstrations and starts are the same for all.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
         {
             "base": {"before": before, "posttrain.method": "base"},
             "residual": {"before": before},
-            "sighted": {"before": before, "posttrain.residual.options.sees": "base"},
+            "own_eyes": {"before": before, "posttrain.residual.options.sees": "pictures"},
             "expert": {"before": before, "posttrain.imagination": "expert"},
             "shown": {
                 "before": before,
@@ -56,12 +56,11 @@ def get_config() -> ConfigDict:
         },
         allow_dotted_keys=True,
     )
-    others = ("base", "sighted", "expert", "pooled", "few", "lora", "pixels", "demonstrations")
-    from_base = ("sighted", "expert", "lora", "pixels", "demonstrations")
+    others = ("base", "own_eyes", "expert", "pooled", "few", "lora", "pixels", "demonstrations")
+    from_base = ("own_eyes", "expert", "lora", "pixels", "demonstrations")
     config.compare = (
         *(("residual", other) for other in others),
         *((arm, "base") for arm in from_base),
-        ("sighted", "lora"),
         ("expert", "shown"),
     )
     return config

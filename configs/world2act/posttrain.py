@@ -22,6 +22,8 @@ def get_config() -> ConfigDict:
     # Half of a batch is what the base does: it is that which is to be told apart. (The study's arm "shown" has none.)
     config.posttrain.adapters.own_episodes = 1024
     config.posttrain.adapters.batch_size = 64
+    # Through convolutions of its own it learns to see too slowly. (The study's arm "own_eyes" has these.)
+    config.posttrain.residual.options.sees = "base"
     config.posttrain.windows = (1,)
     config.posttrain.optimizer.steps = 600
     config.posttrain.trajectories = 1024

@@ -43,6 +43,10 @@ from wam_jax.sim.tabletop import Tabletop
             "the policy at ws://a:1 can only be corrected: set config.posttrain",
         ),
         (
+            {"init": "ws://a:1"},
+            "the policy at ws://a:1 shows no hidden tokens; set config.posttrain.residual.options.sees",
+        ),
+        (
             {"posttrain.adapters.preset": "pixels"},
             "config.posttrain.adapters.preset='pixels' is unknown (has: latents, features)",
         ),

@@ -76,6 +76,7 @@ def test_a_policy_elsewhere_is_evaluated_and_corrected(base, tmp_path):
         few = ["--config.evaluation.episodes=8", "--config.evaluation.batch_size=8", "--config.evaluation.films=1"]
         assert main(["evaluate", address, *few, "--out", str(tmp_path / "evaluation")]) == 0
         arguments = ["--config", "configs/world2act/posttrain.py", f"--config.init={address}"]
+        arguments.append("--config.posttrain.residual.options.sees=pictures")
         arguments += ["--config.demos.episodes=(24,)", f"--config.demos.directory={base.parent / 'data'}"]
         world = f"--config.posttrain.world={base}"  # the last word counts
         run = str(tmp_path / "run")
@@ -114,7 +115,7 @@ from configs.studies import world2act
 
 def get_config():
     config = world2act.get_config()
-    for name in set(config.arms) - {"base", "residual", "sighted", "pixels"}:
+    for name in set(config.arms) - {"base", "residual", "own_eyes", "pixels"}:
         del config.arms[name]
     for name, arm in config.arms.items():
         arm.before["train.optimizer.steps"] = 10
@@ -134,7 +135,7 @@ def test_a_study_of_post_trained_arms_shares_their_base_and_is_found_again(base,
     study = ["study", str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "study"), *fields]
     assert main(study) == 0
     summary = json.loads((tmp_path / "study" / "summary.json").read_text())
-    assert set(summary["arms"]) == {"base", "residual", "sighted", "pixels"}
+    assert set(summary["arms"]) == {"base", "residual", "own_eyes", "pixels"}
     assert len(list((tmp_path / "study" / "before").glob("*/seed_0"))) == 1
     assert {"online_similarity", "adapters_retrieval"} <= summary["metrics"]["residual"][0].keys()
     assert "adapters_reconstruction" in summary["metrics"]["pixels"][0]
