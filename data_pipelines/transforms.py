@@ -86,10 +86,10 @@ class ActionCodec:
 
     @property
     def block_steps(self) -> int:
-        """Of a block.
+        """How many steps a block has.
 
         Raises:
-          ValueError: it has none; displacements are those from a window's start.
+          ValueError: actions are not cut into blocks.
         """
         if self.block is None:
             raise ValueError("these actions are not cut into blocks; set data.action_block")

@@ -48,7 +48,7 @@ def default_workdir(path: str) -> Path:
     return Path("runs", *(parts[below[-1] + 1 :] if below else parts[-1:]))
 
 
-def missing(field: str, run: str) -> ConfigError:
+def missing_run(field: str, run: str) -> ConfigError:
     """``field`` names a run that is not here; the message has the command that makes it, where there is one."""
     file = Path("configs", *Path(run).parts[1:]).with_suffix(".py")  # see default_workdir
     here = Path(run).parts[:1] == ("runs",) and (_ROOT / file).is_file()

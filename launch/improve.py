@@ -73,7 +73,6 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
     Returns:
       whether it then does, from other starts, and whether that goes with success (World2Act's claim).
     """
-    take = _starts(config, work)
     learner, definition, identity = _learner(config, work)
     lora = config.posttrain.method == "lora"
     # LoRA's trainer holds the model: here, it would be there twice.
@@ -87,15 +86,15 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
         ),
         replicated(mesh),
     )
-    job = _online_job(config, work, mesh, learner, definition, identity, frozen, take)
+    online = _Online(config, work, learner, frozen, _starts(config, work))
+    job = online.job(mesh, definition, identity)
     untrained = work.base.params if lora else learner.acting(definition.init(jax.random.key(0)), frozen)
     before = work.base.policy if lora else learner.policy
-    tracked = _Tracked(config, work, learner, frozen, take)
-    direction = tracked.measure(gradient_directions, before, untrained, "direction of the gradient")
+    direction = online.tracked(gradient_directions, before, untrained, "direction of the gradient")
     console.log(f"gradient of similarity and what the expert would change: cosine {direction.mean():.2f} (chance: 0)")
     run_job(config, work.data, directory, job)
     after = load_policy(directory, mesh)
-    followed = tracked.measure(whole_episodes, after.policy, after.params, "episodes to their end")
+    followed = online.tracked(whole_episodes, after.policy, after.params, "episodes to their end")
     return Tracking(followed.similarity, followed.success > 0, direction)
 
 
@@ -112,42 +111,8 @@ def _starts(config: ConfigDict, work: Work) -> Callable[[Any], Starts]:
     return take
 
 
-def _online_job(
-    config: ConfigDict,
-    work: Work,
-    mesh: Mesh,
-    learner: Learner,
-    definition: Definition,
-    identity: dict[str, Any],
-    frozen: Frozen,
-    take: Callable[[Any], Starts],
-) -> Job:
-    """The training of stage 2."""
-    numbers, lora = config.posttrain, config.posttrain.method == "lora"
-    tokenizer = work.base.params.tokenizer
-    return Job(
-        name="post-training",
-        trainer=Trainer(
-            definition=definition,
-            loss=online_loss(work.env, learner, work.adapters, work.data.codec, work.view),
-            config=OptimizerConfig(**numbers.optimizer),
-            mesh=mesh,
-            seed=config.seed,
-            jit=compilation.jit,
-            trained=matching([FACTORS]) if lora else everything,
-        ),
-        batch_size=numbers.batch_size,
-        identity={**identity, "posttrain": _described(config, work)},
-        frozen=frozen,
-        tokenizer=tokenizer if lora and tokenizer.saved else None,
-        source=open_run(Path(config.init)) if lora else None,
-        batches=lambda: endless(numbers.trajectories, numbers.batch_size, config.seed, take),
-        score=_score(config, work, learner, frozen, mesh) if config.train.score.every else None,
-    )
-
-
-class _Tracked(NamedTuple):
-    """The starts that were imagined and are not learned from."""
+class _Online(NamedTuple):
+    """Stage 2: the starts that were imagined, and who acts from them."""
 
     config: ConfigDict
     work: Work
@@ -155,8 +120,32 @@ class _Tracked(NamedTuple):
     frozen: Frozen
     take: Callable[[Any], Starts]
 
-    def measure(self, measure: Callable[..., Follow], policy: Policy, params: Any, what: str) -> Any:
-        """Of each of them, by a policy with its parameters."""
+    def job(self, mesh: Mesh, definition: Definition, identity: dict[str, Any]) -> Job:
+        """The training; ``identity`` is what must be known to act with what is trained."""
+        config, work = self.config, self.work
+        numbers, lora, tokenizer = config.posttrain, config.posttrain.method == "lora", work.base.params.tokenizer
+        return Job(
+            name="post-training",
+            trainer=Trainer(
+                definition=definition,
+                loss=online_loss(work.env, self.learner, work.adapters, work.data.codec, work.view),
+                config=OptimizerConfig(**numbers.optimizer),
+                mesh=mesh,
+                seed=config.seed,
+                jit=compilation.jit,
+                trained=matching([FACTORS]) if lora else everything,
+            ),
+            batch_size=numbers.batch_size,
+            identity={**identity, "posttrain": _described(config, work)},
+            frozen=self.frozen,
+            tokenizer=tokenizer if lora and tokenizer.saved else None,
+            source=open_run(Path(config.init)) if lora else None,
+            batches=lambda: endless(numbers.trajectories, numbers.batch_size, config.seed, self.take),
+            score=_score(config, work, self.learner, self.frozen, mesh) if config.train.score.every else None,
+        )
+
+    def tracked(self, measure: Callable[..., Follow], policy: Policy, params: Any, what: str) -> Any:
+        """``measure`` of a policy with its parameters, from the starts that are not learned from."""
         numbers, work = self.config.posttrain, self.work
         learner = dataclasses.replace(self.learner, policy=policy)  # type: ignore[type-var]
         run = compilation.jit(measure(work.env, learner, work.adapters, work.data.codec, work.view))

@@ -37,10 +37,9 @@ def check_start(config: ConfigDict, directory: Path, starts: bool = False) -> No
     ``starts``: ``config.init`` is filled in later.
 
     Raises:
-      ConfigError: no system is named, and what training starts from does not tell it.
+      ConfigError: no system is named, and what training starts from does not tell it; or a tokenizer is not here.
       ValueError: the system, its size or one of its options is unknown; or a layer or projector of the alignment.
       AssetMissing, FileNotFoundError: ``config.init`` is not here.
-      ConfigError: nor a tokenizer that is named.
     """
     if is_run(directory):  # it goes on with what it has
         return

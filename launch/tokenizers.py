@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from data_pipelines.batches import LatentSource
 from data_pipelines.windows import WindowSpec
 from launch.alignment import feature_width, load_teacher
-from launch.config import ConfigError, missing
+from launch.config import ConfigError, missing_run
 from launch.data import Data, build_latents
 from launch.job import Job, run_job
 from wam_jax import console, processes
@@ -49,9 +49,9 @@ def check_tokenizers(config: ConfigDict) -> None:
     """
     init = config.tokenizer.init
     if init and not config.tokenizer.name and not (is_run(Path(init)) or saved.is_saved(Path(init) / TOKENIZER)):
-        raise missing("tokenizer.init", init)
+        raise missing_run("tokenizer.init", init)
     if (init := config.latent_action.init) and not saved.is_saved(Path(init) / LATENT_ACTION):
-        raise missing("latent_action.init", init)
+        raise missing_run("latent_action.init", init)
 
 
 def find_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) -> Tokenizer:
@@ -69,7 +69,7 @@ def find_tokenizer(config: ConfigDict, data: Data, mesh: Mesh, workdir: Path) ->
     tokenizer = next((found for folder in [*own, start] if folder and (found := tokenizer_of(Path(folder)))), None)
     if tokenizer is None:
         if config.tokenizer.init:
-            raise missing("tokenizer.init", config.tokenizer.init)
+            raise missing_run("tokenizer.init", config.tokenizer.init)
         return train_tokenizer(config, data, mesh, workdir / TOKENIZER)
     if tuple(tokenizer.config.image_size) != image_size:
         raise ConfigError(

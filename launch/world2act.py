@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import SideBySide, endless
-from launch.config import ConfigError, missing, to_plain
+from launch.config import ConfigError, missing_run, to_plain
 from launch.data import Data, open_data
 from launch.evaluate import described_task
 from launch.imagine import skills_of_expert
@@ -120,7 +120,7 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
     adapter_sizes(config)  # raises, if they cannot be
     for name, run in (("posttrain.world", numbers.world), ("init", config.init)):  # the first has the other's tokenizer
         if run and not is_address(run) and not is_run(Path(run)):
-            raise missing(name, run)
+            raise missing_run(name, run)
 
 
 def adapter_sizes(config: ConfigDict) -> AdapterConfig:

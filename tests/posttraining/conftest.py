@@ -51,7 +51,6 @@ def corrected(system: str, horizon: int, frame_steps: tuple[int, ...], tubelet: 
         residual=residual,
         chunks=dataclasses.replace(codec, block=CHUNK),
         view=ChunkView.make(codec, base.proprio, (3, 4, 5), 0.025, (3,)),
-        sees=sees,
     )
     random = np.random.default_rng(0)
     leaves, tree = jax.tree.flatten(definition.shapes())

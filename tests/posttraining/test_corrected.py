@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from wam_jax.encoders import words
 from wam_jax.policy import PolicyParams
@@ -118,8 +119,9 @@ def test_through_the_bases_eyes_a_residual_sees_and_hears_and_changes_nothing_th
     assert not any(np.any(leaf) for leaf in jax.tree.leaves((slope.model, slope.adapters)))
 
 
-def test_a_base_that_remembers_is_told_what_was_done(make_corrected):
-    base, policy, params, seen = make_corrected("repwam", 8, (0, 4, 8))
+@pytest.mark.parametrize("sees", ["pictures", "base"])
+def test_a_base_that_remembers_is_told_what_was_done(make_corrected, sees):
+    base, policy, params, seen = make_corrected("repwam", 8, (0, 4, 8), sees=sees)
     params = moving(params)
     memory = policy.init_state(params, seen)
     actions, memory = jax.jit(policy.act)(params, memory, seen, jax.random.key(3))

@@ -12,7 +12,7 @@ from wam_jax.policy import Policy, PolicyParams, PolicyState
 from wam_jax.posttraining.adapters import Adapters
 from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.eyes import present_tokens
-from wam_jax.posttraining.residual import ResidualPolicy
+from wam_jax.posttraining.residual import HiddenTokens, ResidualPolicy
 from wam_jax.serving.remote import RemotePolicy
 from wam_jax.types import Observation
 from wam_jax.wam.lens import Lens
@@ -35,14 +35,12 @@ class CorrectedPolicy(Policy):
       adapters, residual: definitions.
       chunks: the adapters' units of actions; its blocks are chunks.
       view: how the action adapter sees them.
-      sees: what the residual sees, as ``ResidualConfig.sees``.
     """
 
     adapters: Definition[Adapters]
     residual: Definition[ResidualPolicy]
     chunks: ActionCodec
     view: ChunkView
-    sees: str = "pictures"
 
     def act(
         self,
@@ -96,14 +94,11 @@ class CorrectedPolicy(Policy):
         adapters = self.adapters.bind(params.adapters)
         residual = self.residual.bind(params.residual)
         seen = self.view(encoded, observation.proprio[:, None])
-        return encoded + residual(adapters, seen, proprio, self._sight(params, observation))
-
-    def _sight(self, params: CorrectedParams, observation: Observation) -> Array:
-        """What the residual sees."""
-        if self.sees == "pictures":
-            return observation.images[:, -1]
-        model = self.definition.bind(params.model)
-        return present_tokens(model, self._now(model, params, observation))
+        shown = observation.images[:, -1]
+        if isinstance(residual.sight, HiddenTokens):
+            model = self.definition.bind(params.model)
+            shown = present_tokens(model, self._now(model, params, observation))
+        return encoded + residual(adapters, seen, proprio, shown)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -85,7 +85,7 @@ def frame_features(model: WorldActionModel, latents: Float[Array, "B T V h w C"]
 def present_tokens(model: WorldActionModel, known: Known, layer: int | None = None) -> Float[Array, "B N D"]:
     """Of the present frame, all cameras, after a layer; no gradient reaches the model.
 
-    ``layer``: None: the last that anything reads, which is the last but one.
+    ``layer``: None: the last but one. In joint attention nothing reads what the last one makes of them.
 
     Raises:
       ValueError: the model is given no present frame.

@@ -41,8 +41,7 @@ def define_correction(
     )
     shared = {field.name: getattr(base.policy, field.name) for field in dataclasses.fields(base.policy)}
     kind = CorrectedRemotePolicy if remote else CorrectedPolicy
-    policy = kind(**shared, adapters=adapters, residual=residual, chunks=chunks, view=view, sees=config.sees)
-    return policy, adapters, residual
+    return kind(**shared, adapters=adapters, residual=residual, chunks=chunks, view=view), adapters, residual
 
 
 def _adapters(identity: dict[str, Any]) -> Definition[Adapters]:
