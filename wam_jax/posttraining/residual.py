@@ -39,8 +39,8 @@ class ResidualConfig:
       proprio_width: of the layer between proprioception and its token.
       sees: "pictures", or "base": the base's hidden tokens of them (`posttraining.eyes.present_tokens`).
       image_widths: of the convolutions (stride 2) between pictures and their token.
-      bound: of the motion that is added to each step, in raw actions, alike in every direction. It adds up along a chunk,
-        but not from one to the next where the base plans anew from where it is.
+      bound: of the motion that is added to each step, in raw actions, alike in every direction. It adds up along a
+        chunk, but not from one to the next where the base plans anew from where it is.
       command_bound: the same of dimensions that are not normalised, such as a gripper's ±1; 0 leaves them to the base,
         above 1 they can be turned round.
 
