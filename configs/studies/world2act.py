@@ -23,8 +23,8 @@ def get_config() -> ConfigDict:
     config.base.init = ""  # each seed's own base, below
     config.base.tokenizer.init = config.base.posttrain.world
     config.base.evaluation.films = 0
-    config.base.evaluation.seed = 3000  # not that on which anything was tuned
-    config.seeds = (0, 1, 2)
+    config.base.evaluation.seed = 4000  # not one on which anything was tuned
+    config.seeds = (2, 3, 4)  # settings were chosen by looking at 77, 0 and 1
     first = base.get_config()
     config.base.train.batch_size = first.train.batch_size
     posttraining = config.base.posttrain.optimizer  # "demonstrations" trains as long
