@@ -133,8 +133,8 @@ def get_config() -> ConfigDict:
             "method": "",  # residual | lora | pixels; empty: none
             "world": "",  # run of the world model; empty: config.init's own video
             "imagination": "world",  # world | expert (what the scripted expert would do: a control without its errors)
-            "skills": False,  # tell the world model each skill in its own words, as one trained on skills needs
-            "windows": (),  # of the world model, for each skill; empty: as long as the expert takes, in the median
+            "skills": "",  # gripper | pause (as data.skills.cut): from where each skill begins; empty: whole episodes
+            "windows": 0,  # of the world model, one after the other; 0: as long as the expert takes (the longest skill)
             "trajectories": 256,  # imagined, each from a start of its own
             "tracked": 64,  # more of them, to see on what similarity and its gradient tell
             "batch_size": 32,  # episodes beside each other, each the others' negative

@@ -1,6 +1,6 @@
-"""What post-training learns from: a video from each start, imagined by the world model or made by the expert."""
+"""What post-training learns from: starts, and a video from each, imagined by the world model or made by the expert."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,15 @@ from ml_collections import ConfigDict
 from launch.imagine import imagine, picture_steps
 from launch.kept import kept
 from wam_jax import console
-from wam_jax.evaluation.success import Episodes, EvaluationConfig, TaskText, episodes_of
+from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of
 from wam_jax.sim import compilation
-from wam_jax.sim.rollout import draw, reset, rollout, scripted_actor
-from wam_jax.sim.tabletop import Tabletop
+from wam_jax.sim.rollout import at_skill, draw, reset, scripted_actor, unroll
+from wam_jax.sim.tabletop import SimState, Tabletop
 from wam_jax.sim.tasks import skill_text
 from wam_jax.tokenizers.tokenizer import Tokenizer
 from wam_jax.training.restore import Trained, fingerprint
+
+_AT_ONCE = 32  # episodes that are begun
 
 
 class Imagined(NamedTuple):
@@ -41,80 +43,95 @@ def imagine_starts(
     world: Trained,
     task: TaskText,
     env: Tabletop,
-    told: tuple[int, ...] | None,
+    starts: SimState,
     windows: int,
     directory: Path,
 ) -> Imagined:
-    """A video from each start, of what the world model expects or of what the expert does; made once.
-
-    Those that are only tracked come last.
-    """
+    """A video from each of ``starts_of``, of what the world model expects or of what the expert does; made once."""
     numbers = config.posttrain
-    decides = [numbers[name] for name in ("trajectories", "tracked", "batch_size", "seed", "imagination")]
-    decides = [fingerprint(world), *decides, told, windows, task.name, task.shapes]
+    decides = [numbers[name] for name in ("trajectories", "tracked", "batch_size", "seed", "imagination", "skills")]
+    decides = [fingerprint(world), *decides, windows, task.name, task.shapes]
 
     def make() -> Imagined:
-        return _imagine_starts(config, world, task, env, told, windows)
+        return _imagine_starts(config, world, task, env, starts, windows)
 
     return kept(directory, "imagined", decides, Imagined, make)
 
 
-def starts_of(config: ConfigDict, task: TaskText) -> Episodes:
-    """Those that post-training learns from, and after them those on which it is tracked."""
-    numbers = config.posttrain
-    return episodes_of(task, EvaluationConfig(episodes=numbers.trajectories + numbers.tracked, seed=numbers.seed))
+def starts_of(config: ConfigDict, task: TaskText, env: Tabletop, count: int, seed: int) -> SimState:
+    """So many states of the simulator from which episodes go on.
+
+    New episodes; with ``config.posttrain.skills``, moments in which one of the task's skills begins, each as often: as
+    far as that, the expert went.
+    """
+    episodes = episodes_of(task, EvaluationConfig(episodes=count, seed=seed))
+    skills = np.arange(count) % max(len(skill_text(task.name)), 1)
+
+    def begin(keys: jax.Array, looks: Any, skill: jax.Array) -> SimState:
+        states = reset(env, keys, looks)
+        return at_skill(env, states, skill, env.expert_steps) if config.posttrain.skills else states
+
+    run, parts = compilation.jit(begin), []
+    for start in console.progress(range(0, count, _AT_ONCE), "starts"):
+        part = jax.tree.map(lambda x, i=start: x[i : i + _AT_ONCE], (*episodes, skills))
+        parts.append(jax.tree.map(np.asarray, run(*part)))
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
 
 def _imagine_starts(
-    config: ConfigDict, world: Trained, task: TaskText, env: Tabletop, told: tuple[int, ...] | None, windows: int
+    config: ConfigDict, world: Trained, task: TaskText, env: Tabletop, starts: SimState, windows: int
 ) -> Imagined:
-    numbers, episodes = config.posttrain, starts_of(config, task)
-    batches = console.progress(range(0, len(episodes.keys), numbers.batch_size), "imagine")
+    numbers, count = config.posttrain, len(starts.instruction)
     if numbers.imagination == "expert":
         make = expert_videos(env, picture_steps(world, windows), world.params.tokenizer)
     else:
-        skills = skill_text(task.name) if told is not None else (env.instructions,)
-        words = [skills[number] for number in told or [0] * windows]
-        make = _imagined_videos(world, env, task.embodiment, words, numbers.seed + 2)
-    found = [make(jax.tree.map(lambda x, i=i: x[i : i + numbers.batch_size], tuple(episodes)), i) for i in batches]
+        make = _imagined_videos(world, env, task, windows, numbers.seed + 2)
+    found = [
+        make(jax.tree.map(lambda x, i=i: x[i : i + numbers.batch_size], starts), i)
+        for i in console.progress(range(0, count, numbers.batch_size), "imagine")
+    ]
     return Imagined(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
 def _imagined_videos(
-    world: Trained, env: Tabletop, embodiment: int, words: Sequence[Sequence[str]], seed: int
-) -> Callable[[Any, int], Imagined]:
-    """What the world model expects from some starts; the number decides its noise.
+    world: Trained, env: Tabletop, task: TaskText, windows: int, seed: int
+) -> Callable[[SimState, int], Imagined]:
+    """What the world model expects from some states on; the number decides its noise.
 
-    ``words`` of each window: what it is told, by the number of the environment's instruction.
+    One that learned from single skills is told the next one, others the whole instruction.
     """
+    words = skill_text(task.name) if learned_skills(world) else (env.instructions,)
+    look = compilation.jit(jax.vmap(lambda state: (env.render(state), env.proprio(state))))
 
-    def start(keys: jax.Array, looks: Any):
-        states = reset(env, keys, looks)
-        return jax.vmap(env.draw)(jax.vmap(env.stage)(states)), jax.vmap(env.proprio)(states), states.instruction
-
-    begin = compilation.jit(start)
-
-    def make(starts: Any, number: int) -> Imagined:
-        images, proprio, instruction = begin(*starts)
-        plan = [tuple(window[i] for i in np.asarray(instruction)) for window in words]
+    def make(states: SimState, number: int) -> Imagined:
+        images, proprio = look(states)
+        instruction, skill = np.asarray(states.instruction), np.minimum(states.done, len(words) - 1)
+        told = tuple(words[k][i] for k, i in zip(skill, instruction, strict=True))
         noise = jax.random.fold_in(jax.random.key(seed), number)
-        future, latents = imagine(world, np.asarray(images), proprio, embodiment, plan, noise)
+        future, latents = imagine(world, np.asarray(images), proprio, task.embodiment, [told] * windows, noise)
         pictures = np.concatenate([np.asarray(images)[:, None], future], 1)
-        return Imagined(pictures, latents, np.asarray(instruction), np.asarray(proprio))
+        return Imagined(pictures, latents, instruction, np.asarray(proprio))
 
     return make
 
 
+def learned_skills(world: Trained) -> bool:
+    """Whether a world model learned from single skills, each with its own words."""
+    return bool(world.meta["config"]["data"].get("skills", {}).get("cut"))
+
+
 def expert_videos(
     env: Tabletop, moments: Int[np.ndarray, " I"], tokenizer: Tokenizer
-) -> Callable[[Any, int], Imagined]:
-    """What the scripted expert does from some starts, as the simulator shows it: a world model without fault."""
+) -> Callable[[SimState, int], Imagined]:
+    """What the scripted expert does from some states on, as the simulator shows it: a world model without fault."""
     encode = jax.jit(lambda tokenizer, images: tokenizer.encode(images))
-    run, show = rollout(env, scripted_actor(env), int(moments[-1]) + 1), draw(env)
+    actor, show = scripted_actor(env), draw(env)
+    run = compilation.jit(
+        lambda states, key: unroll(env, actor, jnp.asarray(0.0), states, int(moments[-1]) + 1, key)[0]
+    )
 
-    def make(starts: Any, number: int) -> Imagined:
-        keys, looks = starts
-        trace = run(jnp.asarray(0.0), keys, jax.random.key(number), looks)
+    def make(states: SimState, number: int) -> Imagined:
+        trace = run(states, jax.random.key(number))
         pictures = np.swapaxes(np.asarray(show(jax.tree.map(lambda x: x[moments], trace.stage))), 0, 1)
         latents = np.asarray(encode(tokenizer, pictures))
         return Imagined(pictures, latents, np.asarray(trace.instruction), np.asarray(trace.proprio[0]))

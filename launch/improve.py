@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from data_pipelines.loader import SideBySide, endless
 from launch.config import ConfigError, to_plain
 from launch.data import open_data
-from launch.imagined_starts import Imagined, starts_of
+from launch.imagined_starts import Imagined
 from launch.job import Job, run_job
 from launch.tokenizers import encode_dataset
 from launch.world2act import Work, adapter_sizes
@@ -100,13 +100,11 @@ def improve(config: ConfigDict, work: Work, mesh: Mesh, directory: Path) -> Trac
 
 def _starts(config: ConfigDict, work: Work) -> Callable[[Any], Starts]:
     """``take(rows)`` of the starts that were imagined; those that are only tracked come last."""
-    episodes = starts_of(config, work.task)
-    keys, looks = np.asarray(jax.random.key_data(episodes.keys)), jax.tree.map(np.asarray, episodes.looks)
     video = _read(config, work, work.imagined, lambda adapters, latents: adapters.of_video(latents))
 
     def take(rows: Any) -> Starts:
         rows = np.asarray(rows)
-        return Starts(keys=keys[rows], video=video[rows], looks=jax.tree.map(lambda x: x[rows], looks))
+        return Starts(states=jax.tree.map(lambda x: x[rows], work.starts), video=video[rows])
 
     return take
 
@@ -230,7 +228,7 @@ def _described(config: ConfigDict, work: Work) -> dict[str, Any]:
         **told,
         "base": fingerprint(work.base),
         "world": fingerprint(work.world),
-        "windows": [work.windows, work.chunk, work.told],
+        "windows": [work.windows, work.chunk],
     }
 
 

@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 from data_pipelines.transforms import ActionCodec
 from launch.config import ConfigError
 from launch.data import Data
+from launch.imagined_starts import starts_of
 from launch.kept import kept
 from launch.tokenizers import tokenizer_key
 from wam_jax import console
-from wam_jax.evaluation.success import EvaluationConfig, TaskText, episodes_of, informed
+from wam_jax.evaluation.success import TaskText, informed
 from wam_jax.posttraining.own_episodes import NoisyPerformer, OwnEpisodes, own_episodes
 from wam_jax.sim import compilation
 from wam_jax.sim.tabletop import Tabletop
@@ -56,6 +57,7 @@ def own_sequences(
         "episodes": numbers.own_episodes,
         "noise": numbers.own_noise,
         "seed": config.posttrain.seed,
+        "skills": config.posttrain.skills,
         "base": fingerprint(base),
     }
     decides = [told, data.codec.to_dict(), chunks, task.name, task.shapes, seen and tokenizer_key(seen)]
@@ -95,12 +97,12 @@ def _own_episodes(
 ) -> OwnEpisodes:
     """The episodes, from starts that neither post-training nor evaluation knows; None: pictures as they are."""
     numbers, seed = config.posttrain.adapters, config.posttrain.seed + OWN_SEED
-    episodes = episodes_of(task, EvaluationConfig(episodes=numbers.own_episodes, seed=seed))
+    starts = starts_of(config, task, env, numbers.own_episodes, seed)
     run = compilation.jit(own_episodes(env, NoisyPerformer(base.policy, codec, numbers.own_noise), chunks))
     parts = []
     for start in console.progress(range(0, numbers.own_episodes, _AT_ONCE), "the base's own episodes"):
-        keys, looks = jax.tree.map(lambda x, i=start: x[i : i + _AT_ONCE], tuple(episodes))
-        found = run(informed(task, base.params), keys, looks, jax.random.fold_in(jax.random.key(seed + 1), start))
+        states = jax.tree.map(lambda x, i=start: x[i : i + _AT_ONCE], starts)
+        found = run(informed(task, base.params), states, jax.random.fold_in(jax.random.key(seed + 1), start))
         parts.append(jax.tree.map(np.asarray, found))
     whole = OwnEpisodes(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
     return whole if tokenizer is None else whole._replace(frames=np.asarray(encode_in_parts(tokenizer, whole.frames)))

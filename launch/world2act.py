@@ -6,6 +6,7 @@ launch/posttrain.py.
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +23,12 @@ from data_pipelines.loader import SideBySide, endless
 from launch.config import ConfigError, missing_run, to_plain
 from launch.data import Data, open_data
 from launch.evaluate import described_task
-from launch.imagine import skills_of_expert
-from launch.imagined_starts import Imagined, imagine_starts
+from launch.imagine import skills_done
+from launch.imagined_starts import Imagined, imagine_starts, learned_skills, starts_of
 from launch.job import Job, run_job
 from launch.kept import digest
 from launch.own_episodes import OWN_SEED, OwnSequences, own_sequences
+from launch.skills import CUTS
 from launch.tokenizers import encode_dataset, tokenizer_key, with_images_for
 from wam_jax.evaluation.success import TaskText, task_env
 from wam_jax.nn.module import Definition, Params
@@ -34,12 +36,13 @@ from wam_jax.policy import imagining_mode
 from wam_jax.posttraining.adapters import PRESETS, AdapterConfig, Adapters, adapter_loss, define_adapters, inverse_loss
 from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.eyes import Eyes, eyes_of, frame_channels
+from wam_jax.posttraining.imagination import steps_of_skills
 from wam_jax.posttraining.residual import ResidualConfig
 from wam_jax.posttraining.restore import ADAPTERS, load_base
 from wam_jax.serving.remote import is_address
 from wam_jax.sharding import replicated
 from wam_jax.sim.rollout import rollout, scripted_actor
-from wam_jax.sim.tabletop import Tabletop
+from wam_jax.sim.tabletop import SimState, Tabletop
 from wam_jax.sim.tasks import skill_text
 from wam_jax.training.losses import encode_batch
 from wam_jax.training.optimizer import OptimizerConfig
@@ -87,6 +90,8 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
     if numbers.imagination not in IMAGINATIONS:
         known = ", ".join(IMAGINATIONS)
         raise ConfigError(f"config.posttrain.imagination={numbers.imagination!r} is unknown (has: {known})")
+    if numbers.skills and numbers.skills not in CUTS:
+        raise ConfigError(f"config.posttrain.skills={numbers.skills!r} is unknown (has: {', '.join(CUTS)}, or empty)")
     if not 0 <= numbers.adapters.hard_share <= 1:
         raise ConfigError(f"config.posttrain.adapters.hard_share={numbers.adapters.hard_share} is no share, 0 to 1")
     half = numbers.adapters.batch_size // 2
@@ -137,13 +142,13 @@ class Work(NamedTuple):
       task: what the policy is told.
       env: where it acts.
       chunk: control steps from one imagined frame to the next.
-      told: of each window, the number of the skill that is imagined; None: the whole instruction, throughout.
       windows: of an imagination.
       data: demonstrations, cut to such sequences.
       view: what of their actions is compared with video.
       adapters: of stage 1.
       adapter_params: theirs, after it.
-      imagined: from each start.
+      starts: from which episodes go on; those that are only tracked come last.
+      imagined: from each of them.
     """
 
     base: Trained
@@ -151,12 +156,12 @@ class Work(NamedTuple):
     task: TaskText
     env: Tabletop
     chunk: int
-    told: tuple[int, ...] | None
     windows: int
     data: Data
     view: ChunkView
     adapters: Definition[Adapters]
     adapter_params: Params
+    starts: SimState
     imagined: Imagined
 
 
@@ -174,7 +179,7 @@ def prepare(config: ConfigDict, mesh: Mesh, directory: Path, shared: Path | None
     chunk = _chunk_of(world, base, config)
     task = described_task(base.meta["config"], config.demos.tasks[0])
     env = task_env(task, base.image_size)
-    told, windows = _schedule(config, env, world)
+    windows = _windows(config, env, world)
     frames = windows * (len(world.meta["identity"]["interface"]["frame_steps"]) - 1)
     data = with_images_for(world.params.tokenizer, open_data(_sequences(config, chunk, frames)))
     # Sequences start where those of stage 2 do, but for the arm's place.
@@ -189,8 +194,10 @@ def prepare(config: ConfigDict, mesh: Mesh, directory: Path, shared: Path | None
     adapters, adapter_params = train_adapters(config, data, view, world, mesh, place, own)
     if shared:  # a run is whole without what it shares
         _copy_once(place, directory / ADAPTERS)
-    imagined = imagine_starts(config, world, task, env, told, windows, shared or directory)
-    return Work(base, world, task, env, chunk, told, windows, data, view, adapters, adapter_params, imagined)
+    numbers = config.posttrain
+    starts = starts_of(config, task, env, numbers.trajectories + numbers.tracked, numbers.seed)
+    imagined = imagine_starts(config, world, task, env, starts, windows, shared or directory)
+    return Work(base, world, task, env, chunk, windows, data, view, adapters, adapter_params, starts, imagined)
 
 
 def _deciding_adapters(config: ConfigDict, world: Trained, own: OwnSequences | None) -> list[Any]:
@@ -245,32 +252,29 @@ def _chunk_of(world: Trained, base: Trained, config: ConfigDict) -> int:
     return chunk
 
 
-def _schedule(config: ConfigDict, env: Tabletop, world: Trained) -> tuple[tuple[int, ...] | None, int]:
-    """Which skill each window is told (None: the instruction), and how many windows there are."""
+def _windows(config: ConfigDict, env: Tabletop, world: Trained) -> int:
+    """Of an imagination: as set, or as long as the expert takes, in the median; for the longest skill."""
     numbers, task = config.posttrain, config.demos.tasks[0]
     skills = len(skill_text(task))
     if numbers.skills and not skills:
-        raise ConfigError(f"config.posttrain.skills: {task} is one skill; set it to False")
-    learned = bool(world.meta["config"]["data"].get("skills", {}).get("cut"))
-    if skills and numbers.imagination == "world" and learned != numbers.skills:
-        what = "single skills" if learned else "whole demonstrations"
-        raise ConfigError(f"the world model learned from {what}; set config.posttrain.skills={learned}")
-    if counts := tuple(numbers.windows):
-        if len(counts) != (skills if numbers.skills else 1):
-            raise ConfigError(f"config.posttrain.windows={counts}: give {skills if numbers.skills else 1} numbers")
-        told = tuple(np.repeat(np.arange(len(counts)), counts).tolist())
-        return (told if numbers.skills else None), sum(counts)
+        raise ConfigError(f"config.posttrain.skills={numbers.skills!r}: {task} is one skill; leave it empty")
+    if skills and numbers.imagination == "world" and learned_skills(world) and not numbers.skills:
+        raise ConfigError("the world model learned from single skills; set config.posttrain.skills, such as gripper")
+    if numbers.windows:
+        return int(numbers.windows)
     keys = jax.random.split(jax.random.key(numbers.seed + 1), _EXPERT_EPISODES)
     run = rollout(env, scripted_actor(env), env.expert_steps)
-    outcome = run(jnp.asarray(0.0), keys, jax.random.key(0)).outcome
-    order = skills_of_expert(outcome, task, world.meta["identity"]["interface"]["frame_steps"][-1])
-    middle = np.sort(order, 1)[:, order.shape[1] // 2]
-    return (tuple(middle.tolist()) if numbers.skills else None), len(middle)
+    done = skills_done(run(jnp.asarray(0.0), keys, jax.random.key(0)).outcome, task)
+    if not numbers.skills:
+        done, skills = (done == max(skills, 1)).astype(int), 1
+    lead = world.meta["identity"]["interface"]["frame_steps"][-1]
+    return math.ceil(steps_of_skills(done, skills).max() / lead)
 
 
 def _sequences(config: ConfigDict, chunk: int, frames: int) -> ConfigDict:
-    """The data as sequences of chunks, from an episode's start."""
+    """The data as sequences of chunks, from the start of an episode or of a skill."""
     found = config.data.copy_and_resolve_references()
+    found.skills.cut = config.posttrain.skills
     found.depth_cameras, found.value_discount = (), 0.0  # streams are not for adapters
     found.frame_steps = tuple(chunk * number for number in range(frames + 1))
     found.action_horizon, found.action_block = chunk * frames, chunk

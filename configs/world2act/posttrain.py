@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.posttrain.adapters.batch_size = 64
     # Through convolutions of its own it learns to see too slowly. (The study's arm "own_eyes" has these.)
     config.posttrain.residual.options.sees = "base"
-    config.posttrain.windows = (1,)
+    config.posttrain.windows = 1
     config.posttrain.optimizer.steps = 600
     config.posttrain.trajectories = 1024
     config.train.save_every = 100

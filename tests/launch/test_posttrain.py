@@ -37,6 +37,7 @@ from wam_jax.sim.tabletop import Tabletop
         ({"posttrain.adapters.own_episodes": 33}, "config.posttrain.adapters.own_episodes=33 is no multiple of"),
         ({"posttrain.trajectories": 33}, "config.posttrain.trajectories=33 is no multiple of"),
         ({"posttrain.adapters.hard_share": 1.5}, "config.posttrain.adapters.hard_share=1.5 is no share, 0 to 1"),
+        ({"posttrain.skills": "words"}, "config.posttrain.skills='words' is unknown (has: gripper, pause, or empty)"),
         ({"posttrain.imagination": "mine"}, "config.posttrain.imagination='mine' is unknown (has: world, expert)"),
         (
             {"init": "ws://a:1", "posttrain.world": ""},
@@ -93,9 +94,10 @@ class Halving:
 @pytest.mark.slow
 def test_the_experts_videos_begin_at_the_start_and_show_what_it_does():
     env, keys = Tabletop("reach", image_size=16), jax.random.split(jax.random.key(0), 4)
-    found = expert_videos(env, np.array([0, 8, 16]), Halving())((keys, None), 0)
+    states = compilation.jit(lambda keys: jax.vmap(env.reset)(keys))(keys)
+    found = expert_videos(env, np.array([0, 8, 16]), Halving())(states, 0)
     assert found.pictures.shape == (4, 3, 2, 16, 16, 3)
-    starts = compilation.jit(lambda keys: jax.vmap(lambda key: env.draw(env.stage(env.reset(key))))(keys))(keys)
+    starts = compilation.jit(lambda states: jax.vmap(env.render)(states))(states)
     np.testing.assert_allclose(found.pictures[:, 0], starts, atol=1)  # of rounding to bytes, in another program
     moved = np.abs(found.pictures[:, 1:].astype(int) - found.pictures[:, :1]).max((2, 3, 4, 5))
     assert (moved > 30).all()

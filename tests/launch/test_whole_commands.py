@@ -24,7 +24,7 @@ SHORT = (
 )  # fmt: skip
 STAGES = (
     "--config.posttrain.world=", "--config.posttrain.trajectories=16", "--config.posttrain.batch_size=8",
-    "--config.posttrain.windows=(2,)", "--config.posttrain.adapters.batch_size=8",
+    "--config.posttrain.windows=2", "--config.posttrain.adapters.batch_size=8",
     "--config.posttrain.adapters.own_episodes=8",
     "--config.posttrain.adapters.optimizer.steps=10", "--config.posttrain.optimizer.steps=4",
     "--config.train.lora.rank=2", "--config.train.score.every=4", "--config.train.score.episodes=8",

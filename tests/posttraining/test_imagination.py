@@ -10,7 +10,13 @@ from wam_jax.encoders import dinov3
 from wam_jax.encoders.frozen import FrozenEncoder, Preprocessing
 from wam_jax.encoders.vit import LayersConfig
 from wam_jax.policy import PolicyParams
-from wam_jax.posttraining.imagination import drift, features_of_moments, imagine_windows, skill_of_windows
+from wam_jax.posttraining.imagination import (
+    drift,
+    features_of_moments,
+    imagine_windows,
+    skill_of_windows,
+    steps_of_skills,
+)
 from wam_jax.types import Observation, Text
 
 
@@ -54,6 +60,8 @@ def test_every_episode_hears_of_a_skill_when_it_is_at_it():
     assert found.tolist() == [[0, 0, 0], [0, 0, 1], [1, 1, 1], [1, 1, 1]]
     assert skill_of_windows(done, 2, 10).tolist() == [[0, 0, 0], [1, 0, 1], [1, 1, 1], [1, 1, 1]]
     assert skill_of_windows(np.zeros((40, 3), int), 2, 8).tolist() == [[0, 0, 0]] * 5  # nobody ever does it
+    assert steps_of_skills(done, 2).tolist() == [11.0, 21.0]  # medians of (9, 13) and of (22, 20): once a step is over
+    assert steps_of_skills(np.zeros((40, 3), int), 2).tolist() == [40.0, 40.0]
 
 
 def test_drift_is_none_for_what_happened_and_grows_with_what_differs():

@@ -36,19 +36,19 @@ def test_a_residual_learns_to_do_what_the_video_shows(fast_wam):
     text = Text(features=jnp.asarray(random.normal(size=(count, 3, 8)), jnp.float32), mask=jnp.ones((count, 3), bool))
     plain = PolicyParams(model=params.model, tokenizer=params.tokenizer)
     frozen = Frozen(base=plain, adapters=params.adapters, text=text, embodiment=jnp.asarray(0))
-    learner, keys = ResidualLearner(policy), jax.random.split(jax.random.key(9), EPISODES)
+    keys = jax.random.split(jax.random.key(9), EPISODES)
+    learner, states = ResidualLearner(policy), compilation.jit(lambda: jax.vmap(env.reset)(keys))()
     adapters = policy.adapters.bind(params.adapters)
     more = jnp.asarray(random.choice([-0.4, 0.4], (EPISODES, 1, 4)), jnp.float32)  # each drifts its own way
 
     def show(key):
         informed = WamParams(policy=params, text=text, embodiment=jnp.asarray(0), misinform=jnp.asarray(False))
-        states = jax.vmap(env.reset)(keys)
         seen, notes, *_ = roll(env, learner, informed, states, CHUNKS * policy.chunks.block, policy.chunks.block, key)
         did = jnp.swapaxes(policy.chunks.encode(notes), 0, 1).reshape(EPISODES, -1, 4)
         return adapters.of_actions(policy.view(did + more, jnp.swapaxes(seen.proprio, 0, 1)))
 
     video = compilation.jit(show)(jax.random.key(1))
-    batch = Starts(keys=jax.random.key_data(keys), video=video)
+    batch = Starts(states=states, video=video)
     loss, optimizer = online_loss(env, learner, policy.adapters, policy.chunks, policy.view), optax.adam(3e-3)
 
     def step(trained, state):

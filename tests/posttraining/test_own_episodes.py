@@ -73,7 +73,8 @@ def test_where_the_hand_is_told_to_be_is_where_its_actions_lead(fast_wam):
     small = Affine(np.zeros(4, np.float32), np.float32([0.3, 0.3, 0.3, 1]))
     base = dataclasses.replace(base, codec=dataclasses.replace(base.codec, affine=small))
     run = compilation.jit(own_episodes(env, NoisyPerformer(base, policy.chunks, 0.3), CHUNKS))
-    found = run(informed, jax.random.split(jax.random.key(0), EPISODES), None, jax.random.key(1))
+    keys = jax.random.split(jax.random.key(0), EPISODES)
+    found = run(informed, compilation.jit(lambda: jax.vmap(env.reset)(keys))(), jax.random.key(1))
     assert found.frames.shape[:2] == (EPISODES, CHUNKS + 1)
     moved = UNIT * np.asarray(found.actions)[..., :3].reshape(EPISODES, CHUNKS, block, 3).sum(2)
     commanded = np.asarray(found.proprio)[..., 3:6]

@@ -11,7 +11,7 @@ from data_pipelines.transforms import ActionCodec, Affine
 from wam_jax.nn.module import define
 from wam_jax.policy import Policy, PolicyParams
 from wam_jax.sim import compilation
-from wam_jax.sim.rollout import WamParams, draw, imagine, rollout, scripted_actor, wam_actor
+from wam_jax.sim.rollout import WamParams, at_skill, draw, imagine, rollout, scripted_actor, wam_actor
 from wam_jax.sim.tabletop import Tabletop
 from wam_jax.tokenizers.visual import FrozenTokenizer, TokenizerConfig, define_tokenizer
 from wam_jax.types import Text
@@ -115,3 +115,33 @@ def test_a_future_is_imagined_for_each_replanning_and_episode(env, trace, policy
     frames = np.zeros((4, EPISODES, 2, 16, 16, 3), np.uint8)
     futures = imagine(policy, 2)(wam, frames, trace.proprio, trace.instruction, jax.random.key(0))
     assert futures.shape == (2, EPISODES, 1, 2, 16, 16, 3)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """A state in which a skill is done every third step, or every fifth."""
+
+    clock: jax.Array
+    every: jax.Array
+
+    @property
+    def done(self):
+        return self.clock // self.every
+
+
+class Clock:
+    """An environment in which the expert makes time pass."""
+
+    def expert(self, state):
+        return jnp.ones_like(state.clock)
+
+    def step(self, state, action):
+        return dataclasses.replace(state, clock=state.clock + action)
+
+
+def test_episodes_go_on_from_where_so_many_skills_are_done():
+    states = Counted(jnp.zeros(4, int), jnp.array([3, 3, 5, 5]))
+    found = at_skill(Clock(), states, jnp.array([0, 2, 1, 3]), 12)
+    assert found.clock.tolist() == [0, 6, 5, 12]  # the last: not in twelve steps
+    assert found.done.tolist() == [0, 2, 1, 2]

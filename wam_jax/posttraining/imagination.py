@@ -59,6 +59,18 @@ def skill_of_windows(done: Int[np.ndarray, "T N"], skills: int, steps: int) -> I
     return np.minimum(before[starts], skills - 1)
 
 
+def steps_of_skills(done: Int[np.ndarray, "T N"], skills: int) -> Float[np.ndarray, " K"]:
+    """How many control steps each skill takes, in the median of the episodes that are finished; all, if none is.
+
+    Arguments as of ``skill_of_windows``.
+    """
+    finished = done[:, done[-1] == skills]
+    if not finished.size:
+        return np.full(skills, float(len(done)))
+    ends = np.stack([(finished > skill).argmax(0) + 1 for skill in range(skills)])
+    return np.median(np.diff(ends, axis=0, prepend=0), 1)
+
+
 def drift(
     imagined: UInt8[np.ndarray, "N F V H W 3"],
     true: UInt8[np.ndarray, "N F V H W 3"],

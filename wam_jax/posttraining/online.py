@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
 from data_pipelines.transforms import ActionCodec
 from wam_jax.nn.module import Definition, Params
@@ -23,9 +23,8 @@ from wam_jax.posttraining.adapters import Adapters, gathered, paired, similariti
 from wam_jax.posttraining.chunk_view import ChunkView
 from wam_jax.posttraining.corrected import CorrectedParams, CorrectedPolicy
 from wam_jax.sim.render import Stage
-from wam_jax.sim.rollout import Actor, WamParams, observe, reset, unroll
+from wam_jax.sim.rollout import Actor, WamParams, observe, unroll
 from wam_jax.sim.tabletop import SimState, Tabletop
-from wam_jax.sim.variation import Variation
 from wam_jax.training.step import LossFn
 from wam_jax.types import Observation, Text
 
@@ -36,14 +35,12 @@ class Starts:
     """A batch of episodes.
 
     Attributes:
-      keys: data of the random keys that decide their starts.
+      states: where they begin.
       video: the video adapter's vectors of what was imagined from there.
-      looks: what their objects look like; None: as ever.
     """
 
-    keys: UInt32[Array, "N 2"]
+    states: SimState
     video: Float[Array, "N T D"]
-    looks: Variation | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -310,14 +307,13 @@ def _meeting(
     length = chunks.block_steps
 
     def meet(params: Any, frozen: Frozen, batch: Starts, key: jax.Array, steps: int) -> _Done:
-        states = reset(env, jax.random.wrap_key_data(batch.keys), batch.looks)
         informed = WamParams(
             policy=jax.lax.stop_gradient(params),
             text=frozen.text,
             embodiment=frozen.embodiment,
             misinform=jnp.asarray(False),
         )
-        rolled = jax.lax.stop_gradient(roll(env, learner, informed, states, steps, length, key, advised))
+        rolled = jax.lax.stop_gradient(roll(env, learner, informed, batch.states, steps, length, key, advised))
         seen, notes, advice = jax.tree.map(
             lambda x: x[: batch.video.shape[1]], (rolled.seen, rolled.notes, rolled.advice)
         )

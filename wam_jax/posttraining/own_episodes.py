@@ -16,9 +16,8 @@ from jaxtyping import Array, Float, Int
 from data_pipelines.transforms import ActionCodec, AnyArray
 from wam_jax.policy import Policy, PolicyParams, PolicyState
 from wam_jax.posttraining.online import roll
-from wam_jax.sim.rollout import WamParams, reset
-from wam_jax.sim.tabletop import Tabletop
-from wam_jax.sim.variation import Variation
+from wam_jax.sim.rollout import WamParams
+from wam_jax.sim.tabletop import SimState, Tabletop
 from wam_jax.types import Observation
 
 _JITTER = 0.3  # of each step, as a share of what a whole chunk is moved by
@@ -74,14 +73,13 @@ class NoisyPerformer:
 
 def own_episodes(
     env: Tabletop, performer: NoisyPerformer, chunks: int
-) -> Callable[[WamParams, jax.Array, Variation | None, jax.Array], OwnEpisodes]:
-    """``episodes = run(params, keys, looks, key)``: so many chunks from the starts of ``keys``.
+) -> Callable[[WamParams, SimState, jax.Array], OwnEpisodes]:
+    """``episodes = run(params, states, key)``: so many chunks from these states on.
 
     Compile it with ``sim.compilation.jit``.
     """
 
-    def run(params: WamParams, keys: jax.Array, looks: Variation | None, key: jax.Array) -> OwnEpisodes:
-        states = reset(env, keys, looks)
+    def run(params: WamParams, states: SimState, key: jax.Array) -> OwnEpisodes:
         length = performer.chunks.block_steps
         # Once more, to see where the last one led.
         rolled = roll(env, performer, params, states, (chunks + 1) * length, length, key)

@@ -153,6 +153,20 @@ def reset(env: Tabletop, keys: Array, variation: Variation | None = None) -> Sim
     return jax.vmap(env.reset)(keys, *(() if variation is None else (variation,)))
 
 
+def at_skill(env: Tabletop, states: SimState, skill: Int[Array, "N"], num_steps: int) -> SimState:
+    """The moment in which the expert, from these states on, has done so many of the task's skills.
+
+    Where it does not within ``num_steps``, the last one; ``SimState.done`` says how many it did.
+    """
+
+    def step(states: SimState, _: None) -> tuple[SimState, None]:
+        after = jax.vmap(env.step)(states, jax.vmap(env.expert)(states))
+        there = states.done >= skill
+        return jax.tree.map(lambda x, y: jnp.where(there.reshape(-1, *[1] * (x.ndim - 1)), x, y), states, after), None
+
+    return jax.lax.scan(step, states, length=num_steps)[0]
+
+
 def unroll(
     env: Tabletop, actor: Actor, params: Any, states: SimState, num_steps: int, key: jax.Array
 ) -> tuple[Trace, Any]:
