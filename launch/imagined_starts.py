@@ -53,7 +53,15 @@ def imagine_starts(
     decides = [fingerprint(world), *decides, windows, task.name, task.shapes]
 
     def make() -> Imagined:
-        return _imagine_starts(config, world, task, env, starts, windows)
+        if numbers.imagination == "expert":
+            show = expert_videos(env, picture_steps(world, windows), world.params.tokenizer)
+        else:
+            show = _imagined_videos(world, env, task, windows, numbers.seed + 2)
+        found = [
+            show(jax.tree.map(lambda x, i=i: x[i : i + numbers.batch_size], starts), i)
+            for i in console.progress(range(0, len(starts.instruction), numbers.batch_size), "imagine")
+        ]
+        return Imagined(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
     return kept(directory, "imagined", decides, Imagined, make)
 
@@ -76,21 +84,6 @@ def starts_of(config: ConfigDict, task: TaskText, env: Tabletop, count: int, see
         part = jax.tree.map(lambda x, i=start: x[i : i + _AT_ONCE], (*episodes, skills))
         parts.append(jax.tree.map(np.asarray, run(*part)))
     return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
-
-
-def _imagine_starts(
-    config: ConfigDict, world: Trained, task: TaskText, env: Tabletop, starts: SimState, windows: int
-) -> Imagined:
-    numbers, count = config.posttrain, len(starts.instruction)
-    if numbers.imagination == "expert":
-        make = expert_videos(env, picture_steps(world, windows), world.params.tokenizer)
-    else:
-        make = _imagined_videos(world, env, task, windows, numbers.seed + 2)
-    found = [
-        make(jax.tree.map(lambda x, i=i: x[i : i + numbers.batch_size], starts), i)
-        for i in console.progress(range(0, count, numbers.batch_size), "imagine")
-    ]
-    return Imagined(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
 def _imagined_videos(

@@ -202,8 +202,9 @@ def prepare(config: ConfigDict, mesh: Mesh, directory: Path, shared: Path | None
 
 def _deciding_adapters(config: ConfigDict, world: Trained, own: OwnSequences | None) -> list[Any]:
     """What runs on the same data have to agree on to share stage 1; `run_job` refuses whatever else differs."""
-    numbers = to_plain(config.posttrain.adapters)
-    return [config.seed, numbers, config.posttrain.method == "pixels", fingerprint(world), own and own.told]
+    numbers = config.posttrain
+    sequences = [numbers.skills, numbers.windows, numbers.method == "pixels"]
+    return [config.seed, to_plain(numbers.adapters), sequences, fingerprint(world), own and own.told]
 
 
 def _copy_once(source: Path, target: Path) -> None:
