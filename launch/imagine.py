@@ -194,15 +194,13 @@ def can_hear(meta: Mapping[str, Any], instructions: Sequence[str]) -> bool:
 
 
 def skills_of_expert(outcome: Outcome, task: str, lead: int) -> Int[np.ndarray, "W N"]:
-    """Which skill of a task the expert is at when each window of ``lead`` control steps begins."""
-    return skill_of_windows(skills_done(outcome, task), max(len(skill_text(task)), 1), lead)
+    """Which skill of a task the expert is at when each window of ``lead`` control steps begins.
 
-
-def skills_done(outcome: Outcome, task: str) -> Int[np.ndarray, "T N"]:
-    """How many skills were done after each step; the one of a task that is one skill, once the instruction held."""
-    if skill_text(task):
-        return np.asarray(outcome.skills)
-    return np.maximum.accumulate(np.asarray(outcome.success), 0).astype(int)
+    Where the task is one skill, it is done as soon as the instruction holds.
+    """
+    skills = len(skill_text(task))
+    done = np.asarray(outcome.skills) if skills else np.maximum.accumulate(np.asarray(outcome.success), 0).astype(int)
+    return skill_of_windows(done, max(skills, 1), lead)
 
 
 def imagine(

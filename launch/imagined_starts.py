@@ -69,8 +69,8 @@ def imagine_starts(
 def starts_of(config: ConfigDict, task: TaskText, env: Tabletop, count: int, seed: int) -> SimState:
     """So many states of the simulator from which episodes go on.
 
-    New episodes; with ``config.posttrain.skills``, moments in which one of the task's skills begins, each as often: as
-    far as that, the expert went.
+    New episodes; with ``config.posttrain.skills``, where one of the task's skills begins, each as often. The expert
+    brings them there.
     """
     episodes = episodes_of(task, EvaluationConfig(episodes=count, seed=seed))
     skills = np.arange(count) % max(len(skill_text(task.name)), 1)

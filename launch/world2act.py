@@ -23,7 +23,7 @@ from data_pipelines.loader import SideBySide, endless
 from launch.config import ConfigError, missing_run, to_plain
 from launch.data import Data, open_data
 from launch.evaluate import described_task
-from launch.imagine import skills_done
+from launch.imagine import skills_of_expert
 from launch.imagined_starts import Imagined, imagine_starts, learned_skills, starts_of
 from launch.job import Job, run_job
 from launch.kept import digest
@@ -92,6 +92,11 @@ def check_posttrain(config: ConfigDict, starts: bool = False) -> None:
         raise ConfigError(f"config.posttrain.imagination={numbers.imagination!r} is unknown (has: {known})")
     if numbers.skills and numbers.skills not in CUTS:
         raise ConfigError(f"config.posttrain.skills={numbers.skills!r} is unknown (has: {', '.join(CUTS)}, or empty)")
+    if numbers.skills and not skill_text(config.demos.tasks[0]):
+        task = config.demos.tasks[0]
+        raise ConfigError(f"config.posttrain.skills={numbers.skills!r}, but {task} is one skill; leave it empty")
+    if numbers.windows < 0:
+        raise ConfigError(f"config.posttrain.windows={numbers.windows} is too few; 0 is as long as the expert takes")
     if not 0 <= numbers.adapters.hard_share <= 1:
         raise ConfigError(f"config.posttrain.adapters.hard_share={numbers.adapters.hard_share} is no share, 0 to 1")
     half = numbers.adapters.batch_size // 2
@@ -257,19 +262,17 @@ def _windows(config: ConfigDict, env: Tabletop, world: Trained) -> int:
     """Of an imagination: as set, or as long as the expert takes, in the median; for the longest skill."""
     numbers, task = config.posttrain, config.demos.tasks[0]
     skills = len(skill_text(task))
-    if numbers.skills and not skills:
-        raise ConfigError(f"config.posttrain.skills={numbers.skills!r}: {task} is one skill; leave it empty")
     if skills and numbers.imagination == "world" and learned_skills(world) and not numbers.skills:
         raise ConfigError("the world model learned from single skills; set config.posttrain.skills, such as gripper")
     if numbers.windows:
-        return int(numbers.windows)
+        return numbers.windows
     keys = jax.random.split(jax.random.key(numbers.seed + 1), _EXPERT_EPISODES)
     run = rollout(env, scripted_actor(env), env.expert_steps)
-    done = skills_done(run(jnp.asarray(0.0), keys, jax.random.key(0)).outcome, task)
-    if not numbers.skills:
-        done, skills = (done == max(skills, 1)).astype(int), 1
+    outcome = run(jnp.asarray(0.0), keys, jax.random.key(0)).outcome
     lead = world.meta["identity"]["interface"]["frame_steps"][-1]
-    return math.ceil(steps_of_skills(done, skills).max() / lead)
+    if not numbers.skills:
+        return len(skills_of_expert(outcome, task, lead))
+    return math.ceil(steps_of_skills(np.asarray(outcome.skills), skills).max() / lead)
 
 
 def _sequences(config: ConfigDict, chunk: int, frames: int) -> ConfigDict:

@@ -38,6 +38,8 @@ from wam_jax.sim.tabletop import Tabletop
         ({"posttrain.trajectories": 33}, "config.posttrain.trajectories=33 is no multiple of"),
         ({"posttrain.adapters.hard_share": 1.5}, "config.posttrain.adapters.hard_share=1.5 is no share, 0 to 1"),
         ({"posttrain.skills": "words"}, "config.posttrain.skills='words' is unknown (has: gripper, pause, or empty)"),
+        ({"posttrain.skills": "gripper"}, "config.posttrain.skills='gripper', but reach is one skill; leave it empty"),
+        ({"posttrain.windows": -1}, "config.posttrain.windows=-1 is too few; 0 is as long as the expert takes"),
         ({"posttrain.imagination": "mine"}, "config.posttrain.imagination='mine' is unknown (has: world, expert)"),
         (
             {"init": "ws://a:1", "posttrain.world": ""},

@@ -52,8 +52,7 @@ def skill_of_windows(done: Int[np.ndarray, "T N"], skills: int, steps: int) -> I
       done: how many skills were done after each step, in episodes of the expert.
       skills: how many there are.
     """
-    finished = done[:, done[-1] == skills]
-    length = float(np.median((finished == skills).argmax(0) + 1)) if finished.size else len(done)
+    (length,) = steps_of_skills((done == skills).astype(int), 1)  # all of them as one
     starts = np.arange(0, length, steps).astype(int)
     before = np.concatenate([np.zeros((1, done.shape[1]), int), done])  # at the start of each step
     return np.minimum(before[starts], skills - 1)
